@@ -1,0 +1,36 @@
+# Needs git, make and Python >= 3.11 with pip; everything else is fetched into this folder.
+SHELL := /bin/bash
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+BIN := .venv/bin
+
+# OpenMP threads that spin make two busy processes 20 times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export PYTHONWARNINGS :=
+
+.PHONY: quickstart test slow check clean
+
+quickstart: .venv/ready
+	$(BIN)/lightning fit --config quickstart
+
+test: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.tools/bin/uv:
+	$(PYTHON) -m pip install --quiet --target .tools uv
+
+.venv/ready: pyproject.toml $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python --editable . --group dev --group notebooks
+	touch $@
+
+clean:
+	rm -rf .venv .tools build dist .pytest_cache .mypy_cache .ruff_cache

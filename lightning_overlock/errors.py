@@ -1,0 +1,18 @@
+"""Input errors: mistakes of the person at the keyboard, answered without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """A known mistake in what was typed, configured or read.
+
+    The command prints the message (at most three lines: what was found, what was expected, the
+    nearest right name) and exits with code 2. Everything else keeps its traceback.
+    """
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
+    near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
