@@ -1,0 +1,114 @@
+"""What all data modules share: loaders that are exact on resuming and shard themselves."""
+
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule
+
+from lightning_overlock.data.loading import (
+    EpochSampler,
+    EvalBatches,
+    Loader,
+    Source,
+    TrainBatches,
+    TrainLoader,
+    default_num_workers,
+    global_seed,
+)
+from lightning_overlock.errors import InputError
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class BaseDataModule(LightningDataModule):
+    """Makes the loaders; a data module adds `class_names` and `source`.
+
+    Works with a trainer (rank, device and position in the epoch come from it) and without one.
+    `trainer.use_distributed_sampler` has no say: the loaders shard themselves.
+
+    Args:
+        batch_size: images per process and step.
+        num_workers: processes that read images; None chooses by the cores of this process.
+        skip_corrupt: skip unreadable images with a warning instead of stopping.
+
+    Raises:
+        InputError: batch_size < 1 or num_workers < 0.
+    """
+
+    class_names: list[str]
+
+    def __init__(
+        self, batch_size: int, num_workers: int | None = None, skip_corrupt: bool = False
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.batch_size is {batch_size}; expected at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}; expected at least 0")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.skip_corrupt = skip_corrupt
+        self._loaders: list[Loader] = []
+
+    def source(self, split: Split) -> Source:
+        """Return the images of a split, as items (image (3, H, W), label or name)."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> Loader:
+        """Return batches (images (B, 3, H, W) float32, labels (B,) int64), shuffled."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> Loader:
+        """Return batches (images (B, 3, H, W) float32, labels (B,) int64)."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Return batches (images (B, 3, H, W) float32, labels (B,) int64)."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """Return batches (images (B, 3, H, W) float32, names: list of B strings)."""
+        return self._loader("predict")
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Stop the workers of the loaders handed out."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def _loader(self, split: Split) -> Loader:
+        source = self.source(split)
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        workers = self.num_workers
+        if workers is None:
+            workers = default_num_workers(trainer.num_devices if trainer else 1)
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        loader: Loader
+        if split == "train":
+            # Lightning sets the attribute from outside the class.
+            overfit = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
+            sampler = EpochSampler(len(source), global_seed(), shuffle=not overfit)
+            loader = TrainLoader(
+                source,
+                TrainBatches(sampler, self.batch_size, rank, world_size, self._position),
+                num_workers=workers,
+                pin_memory=on_gpu,
+                skip_corrupt=self.skip_corrupt,
+            )
+        else:
+            loader = Loader(
+                source,
+                EvalBatches(len(source), self.batch_size, rank, world_size),
+                num_workers=workers,
+                pin_memory=on_gpu,
+                skip_corrupt=self.skip_corrupt,
+            )
+        self._loaders.append(loader)
+        return loader
+
+    def _position(self) -> int:
+        """Return the batch of the epoch that comes next: not 0 where a run is resumed inside it."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training and trainer.fit_loop.restarting:
+            return trainer.fit_loop.batch_idx + 1
+        return 0
