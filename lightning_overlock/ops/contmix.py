@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-FORMS = ("dense", "unfold")
+FORMS = ("dense", "strips", "unfold")
+
+DENSE_LIMIT = 3
+STRIP_ROWS = 4
+BAND_BYTES = 8 * 2**20
 
 _forced_form: str | None = None
 
@@ -261,8 +265,9 @@ def _unfold(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("lightning_overlock::contmix", mutates_args=())
 def _contmix(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
     # Autocast would otherwise narrow the products inside an operator whose dtypes are fixed.
+    forward = _dense_forward if _is_dense(value, logits, form) else _strips_forward
     with torch.autocast(value.device.type, enabled=False):
-        return _dense_forward(value, logits, bias)
+        return forward(value, logits, bias)
 
 
 @_contmix.register_fake
@@ -280,8 +285,9 @@ def _contmix_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, logits and bias; an empty tensor where none is wanted."""
+    backward = _dense_backward if _is_dense(value, logits, form) else _strips_backward
     with torch.autocast(value.device.type, enabled=False):
-        return _dense_backward(grad, value, logits, bias, wanted)
+        return backward(grad, value, logits, bias, wanted)
 
 
 @_contmix_backward.register_fake
@@ -320,6 +326,12 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
 
 
 _contmix.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _is_dense(value: Tensor, logits: Tensor, form: str) -> bool:
+    if form != "auto":
+        return form == "dense"
+    return value.shape[2] * value.shape[3] <= DENSE_LIMIT * logits.shape[3]
 
 
 def _product_flops(value_shape: Sequence[int], logits_shape: Sequence[int]) -> int:
@@ -405,3 +417,150 @@ def _dense_backward(
         bias_grad = _bias_from_windows(_gathered(_gathered(pixels, 1, size), 2, size))
         bias_grad = bias_grad.to(bias.dtype)
     return value_grad, logits_grad.to(logits.dtype) if wanted[1] else logits.new_empty(0), bias_grad
+
+
+# Strips: large maps with bounded memory -----------------------------------------------------------
+#
+# `bands` holds, for each pixel column j, the K columns of its windows as one contiguous block per
+# row: (groups, W, H, K, C/G). A window is then K*K consecutive rows of a matrix with C/G columns,
+# and the windows of STRIP_ROWS pixels one below the other overlap in it. Their kernels, each shifted
+# by K taps per row, form a small banded matrix, so a strip of the map is one batched product over
+# its columns, without any gathering of windows.
+
+
+def _bands(value: Tensor, size: int) -> Tensor:
+    """(groups, H, W, C/G) to (groups, W, H, K, C/G)."""
+    groups, height, width, channels = value.shape
+    half = size // 2
+    windows = value.unfold(2, size, 1).permute(0, 2, 1, 4, 3)  # (groups, W-K+1, H, K, C/G)
+    bands = value.new_empty(groups, width, height, size, channels)
+    bands[:, half : width - half] = windows
+    bands[:, :half] = windows[:, :1]
+    bands[:, width - half :] = windows[:, -1:]
+    return bands
+
+
+def _value_from_bands(bands: Tensor) -> Tensor:
+    """Adjoint of `_bands`; overwrites its input."""
+    groups, width, height, size, channels = bands.shape
+    half, starts = size // 2, width - size + 1
+    bands[:, half] += bands[:, :half].sum(1)
+    bands[:, width - half - 1] += bands[:, width - half :].sum(1)
+    value = bands.new_zeros(groups, height, width, channels)
+    for column in range(size):
+        value[:, :, column : column + starts] += bands[
+            :, half : width - half, :, column
+        ].transpose(1, 2)
+    return value
+
+
+class _Strip:
+    """Pixel rows `top` to `bottom`, whose windows cover `rows` map rows from `start` on."""
+
+    def __init__(self, top: int, height: int, size: int) -> None:
+        self.top, self.bottom = top, min(top + STRIP_ROWS, height)
+        starts = [min(max(i - size // 2, 0), height - size) for i in range(top, self.bottom)]
+        self.start, self.rows = starts[0], starts[-1] - starts[0] + size
+        self.taps = size * size
+        self.shifts = [(start - starts[0]) * size for start in starts]
+
+    def banded(self, kernel: Tensor, size: int) -> Tensor:
+        """(groups, rows, W, K*K) kernels to (groups * W, rows, self.rows * K)."""
+        groups, height, width, taps = kernel.shape
+        banded = kernel.new_zeros(groups, width, height, self.rows * size)
+        for t, shift in enumerate(self.shifts):
+            banded[:, :, t, shift : shift + taps] = kernel[:, t]
+        return banded.flatten(0, 1)
+
+    def kernels(self, banded: Tensor, width: int) -> Tensor:
+        """Adjoint of `banded`."""
+        banded = banded.unflatten(0, (-1, width))
+        parts = [banded[:, :, t, s : s + self.taps] for t, s in enumerate(self.shifts)]
+        return torch.stack(parts, 1)
+
+    def windows(self, bands: Tensor) -> Tensor:
+        """The part of `bands` that the strip sees: a view, (groups * W, self.rows * K, C/G)."""
+        return bands[:, :, self.start : self.start + self.rows].flatten(2, 3).flatten(0, 1)
+
+
+def _chunks(value: Tensor, logits: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Images, groups and their channels to work on at a time: (b, groups, channels)."""
+    groups, size = logits.shape[1], _size(logits.shape[3])
+    channels = value.shape[1] // groups
+    band_bytes = value[0, :channels].numel() * size * value.element_size()
+    step = max(1, BAND_BYTES // band_bytes)
+    for b in range(value.shape[0]):
+        for first in range(0, groups, step):
+            last = min(first + step, groups)
+            yield b, slice(first, last), slice(first * channels, last * channels)
+
+
+def _strips_forward(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
+    height, width = value.shape[2:]
+    groups, size = logits.shape[1], _size(logits.shape[3])
+    output = torch.empty_like(value)
+    for b, g, c in _chunks(value, logits):
+        n = g.stop - g.start
+        bands = _bands(value[b, c].unflatten(0, (n, -1)).permute(0, 2, 3, 1).contiguous(), size)
+        target = output[b, c].unflatten(0, (n, -1)).permute(0, 3, 2, 1)  # (n, W, H, C/G)
+        rows = logits[b, g].unflatten(1, (height, width))
+        row_bias = None if bias is None else _row_bias(bias[g], size, height)
+        for top in range(0, height, STRIP_ROWS):
+            strip = _Strip(top, height, size)
+            kernel = _strip_softmax(rows, row_bias, strip).to(value.dtype)
+            product = torch.bmm(strip.banded(kernel, size), strip.windows(bands))
+            target[:, :, strip.top : strip.bottom] = product.unflatten(0, (n, width))
+    return output
+
+
+def _row_bias(bias: Tensor, size: int, height: int) -> Tensor:
+    bias = bias.to(torch.promote_types(bias.dtype, torch.float32))
+    return _spread(_bias_windows(bias, size), 1, height)
+
+
+def _strip_softmax(rows: Tensor, row_bias: Tensor | None, strip: _Strip) -> Tensor:
+    logits = rows[:, strip.top : strip.bottom]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if row_bias is not None:
+        logits = logits + _spread(row_bias[:, strip.top : strip.bottom], 2, rows.shape[2])
+    return logits.softmax(-1, dtype=dtype)
+
+
+def _strips_backward(
+    grad: Tensor, value: Tensor, logits: Tensor, bias: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    height, width = value.shape[2:]
+    groups, size = logits.shape[1], _size(logits.shape[3])
+    want_value, want_kernel = wanted[0], wanted[1] or wanted[2]
+    value_grad = torch.empty(value.shape if wanted[0] else (0,), dtype=value.dtype, device=value.device)
+    logits_grad = torch.empty(logits.shape if wanted[1] else (0,), dtype=logits.dtype, device=logits.device)
+    bias_grad = None
+    if wanted[2]:
+        bias_grad = logits.new_zeros(groups, height, size, size * size, dtype=torch.promote_types(logits.dtype, torch.float32))
+    for b, g, c in _chunks(value, logits):
+        n = g.stop - g.start
+        bands = _bands(value[b, c].unflatten(0, (n, -1)).permute(0, 2, 3, 1).contiguous(), size)
+        bands_grad = torch.zeros_like(bands) if want_value else None
+        source = grad[b, c].unflatten(0, (n, -1)).permute(0, 3, 2, 1)
+        rows = logits[b, g].unflatten(1, (height, width))
+        row_bias = None if bias is None else _row_bias(bias[g], size, height)
+        for top in range(0, height, STRIP_ROWS):
+            strip = _Strip(top, height, size)
+            kernel = _strip_softmax(rows, row_bias, strip)
+            pixels = source[:, :, strip.top : strip.bottom].reshape(n * width, -1, source.shape[3])
+            if bands_grad is not None:
+                banded = strip.banded(kernel.to(value.dtype), size)
+                strip.windows(bands_grad).baddbmm_(banded.mT, pixels)
+            if want_kernel:
+                banded = torch.bmm(pixels, strip.windows(bands).mT)
+                kernel_grad = strip.kernels(banded, width).to(kernel.dtype)
+                part = torch.ops.aten._softmax_backward_data(kernel_grad, kernel, -1, kernel.dtype)
+                if wanted[1]:
+                    logits_grad[b, g].unflatten(1, (height, width))[:, strip.top : strip.bottom] = part
+                if bias_grad is not None:
+                    bias_grad[g, strip.top : strip.bottom] += _gathered(part, 2, size)
+        if bands_grad is not None:
+            value_grad[b, c].unflatten(0, (n, -1)).copy_(_value_from_bands(bands_grad).permute(0, 3, 1, 2))
+    if bias_grad is not None and bias is not None:
+        bias_grad = _bias_from_windows(_gathered(bias_grad, 1, size)).to(bias.dtype)
+    return value_grad, logits_grad, logits.new_empty(0) if bias_grad is None else bias_grad
