@@ -1,0 +1,4 @@
+"""Modules that a backbone is made of, usable in anybody's network."""
+
+from lightning_overlock.layers.contmix import ContMix as ContMix
+from lightning_overlock.layers.dilated_reparam import DilatedReparamConv as DilatedReparamConv

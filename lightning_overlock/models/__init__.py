@@ -1,1 +1,3 @@
 """Backbones, registered with timm on import."""
+
+from lightning_overlock.models import overlock as overlock

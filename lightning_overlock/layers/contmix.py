@@ -1,0 +1,128 @@
+"""Context-mixing dynamic convolution."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_overlock.layers.conv_norm import ConvNorm
+from lightning_overlock.layers.tap import Tap
+from lightning_overlock.ops.contmix import _softmax as contmix_kernels  # TODO rename
+from lightning_overlock.ops.contmix import contmix
+
+
+class ContMix(nn.Module):
+    """Convolution whose kernel at every pixel is made from that pixel's affinity to the context.
+
+    The context is pooled to a grid x grid summary; the affinities of a pixel (query) to its cells
+    (keys) are mapped linearly to the weights of a KxK kernel and, for half of the channels, of a
+    small kernel. So every kernel has seen the whole context, while the aggregation stays local.
+    Source: OverLoCK (arXiv 2502.20087), section 3.3. A map whose short side is less than K is
+    resized to K for the aggregation and averaged back.
+
+    Args:
+        dim: C of input and output.
+        context_dim: C of the context; None where `forward` gets no context and x is its own.
+        kernel_size: K, odd.
+        small_kernel: size of the kernel of the first half of the channels; None gives all of
+            them the KxK kernel.
+        num_heads: heads; there are 2 * num_heads channel groups, each with kernels of its own.
+        context_grid: side of the pooled context.
+
+    Raises:
+        ValueError: sizes that do not divide, an even kernel, a small kernel that is not smaller.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int | None = None,
+        *,
+        kernel_size: int = 13,
+        small_kernel: int | None = 5,
+        num_heads: int = 4,
+        context_grid: int = 7,
+    ) -> None:
+        super().__init__()
+        groups = 2 * num_heads
+        if dim % (2 * groups):
+            raise ValueError(f"dim is {dim}; expected a multiple of 4 * num_heads = {2 * groups}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; expected an odd number")
+        if small_kernel is not None and (small_kernel % 2 == 0 or small_kernel >= kernel_size):
+            raise ValueError(
+                f"small_kernel is {small_kernel}; expected an odd number below {kernel_size}"
+            )
+        if context_grid < 1:
+            raise ValueError(f"context_grid is {context_grid}; expected at least 1")
+        self.groups = groups
+        self.kernel_size = kernel_size
+        self.small_kernel = small_kernel
+        self.context_grid = context_grid
+        self.query_scale = (dim // groups) ** -0.5
+        self.query = ConvNorm(dim, dim // 2)
+        self.key = ConvNorm(context_dim or dim, dim // 2)
+        taps = [kernel_size] if small_kernel is None else [small_kernel, kernel_size]
+        self.kernel_map = nn.Linear(context_grid**2, sum(k * k for k in taps))
+        self.large_bias = nn.Parameter(torch.zeros(groups, *[2 * kernel_size - 1] * 2))
+        self.small_bias = (
+            nn.Parameter(torch.zeros(groups, *[2 * small_kernel - 1] * 2)) if small_kernel else None
+        )
+        self.kernel_tap = Tap()
+        self.small_kernel_tap = Tap()
+        self.proj = ConvNorm(dim, dim)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
+        """Mix `value` with the kernels that x and its context make.
+
+        Args:
+            x: (B, C, H, W), the queries.
+            context: (B, context_dim, H', W'), any size; None takes x.
+            value: (B, C, H, W), what is aggregated; None takes x.
+
+        Returns:
+            (B, C, H, W).
+        """
+        context = x if context is None else context
+        value = x if value is None else value
+        size = x.shape[-2:]
+        resized = self._aggregation_size(*size)
+        if resized != tuple(size):
+            same = context is x
+            x = F.interpolate(x, resized, mode="bilinear")
+            context = x if same else F.interpolate(context, resized, mode="bilinear")
+            value = F.interpolate(value, resized, mode="bilinear")
+        small, large = self._logits(x, context)
+        if self.kernel_tap.wanted:
+            self.kernel_tap(contmix_kernels(large, self.large_bias, *resized))
+        if self.small_kernel_tap.wanted and small is not None:
+            self.small_kernel_tap(contmix_kernels(small, self.small_bias, *resized))
+        mixed = contmix(value, large, small, large_bias=self.large_bias, small_bias=self.small_bias)
+        if resized != tuple(size):
+            mixed = F.adaptive_avg_pool2d(mixed, size)
+        return self.proj(mixed)
+
+    def _aggregation_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the map's size, or that with a short side of K if it is smaller."""
+        k, short = self.kernel_size, min(height, width)
+        if short >= k:
+            return height, width
+        return (k * height // short, k * width // short)
+
+    def _logits(self, x: Tensor, context: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the logits (B, G, HW, k*k) of the small kernel, or None, and (B, G, HW, K*K)."""
+        batch, groups = x.shape[0], self.groups
+        query = self.query(x).reshape(batch, groups, -1, x.shape[2] * x.shape[3])
+        key = self.key(F.adaptive_avg_pool2d(context, self.context_grid))
+        key = key.reshape(batch, groups, query.shape[2], -1)
+        # (query . key) . map = query . (key . map): the second order never holds an affinity per
+        # pixel and costs a third.
+        prototypes = F.linear(key * self.query_scale, self.kernel_map.weight)
+        query = query.transpose(2, 3)
+        bias = self.kernel_map.bias
+        if self.small_kernel is None:
+            return None, query @ prototypes + bias
+        split = self.small_kernel**2
+        small = query @ prototypes[..., :split] + bias[:split]
+        return small, query @ prototypes[..., split:] + bias[split:]

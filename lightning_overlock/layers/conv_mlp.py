@@ -1,0 +1,81 @@
+"""The per-pixel MLP of OverLoCK's blocks and the small pieces around it."""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_overlock.layers.conv_norm import ResidualDepthwise
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global response normalisation of ConvNeXt V2 (arXiv 2301.00808, section 3).
+
+    Same function as timm's, computed in one pass over the map instead of three. Factor and shift
+    are stored (1, C, 1, 1) as in ConvNeXt V2, so that rules by the number of dimensions (weight
+    decay) treat them as its recipe does.
+
+    Args:
+        channels: C.
+        eps: added to the mean response.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        response = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        relative = response / (response.mean(dim=1, keepdim=True) + self.eps)
+        return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * relative).to(x.dtype))
+
+
+class ChannelScale(nn.Module):
+    """A factor and a shift per channel, one and zero at the start.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # More than one dimension: the release's recipe decays the factor, not the shift.
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return factor * x + shift + residual; all (B, C, H, W), residual zero if None."""
+        weight = self.weight.to(x.dtype)
+        if self.bias is not None:
+            shift = self.bias.to(x.dtype).view(-1, 1, 1)
+            residual = shift if residual is None else residual + shift
+        return x * weight if residual is None else torch.addcmul(residual, x, weight)
+
+    def move_shift(self, bias: Tensor) -> None:
+        """Add the shift to the (C,) bias of the layer that makes the residual, and drop it here."""
+        if self.bias is not None:
+            bias.data += self.bias.data
+            self.bias = None
+
+
+class ConvMlp(nn.Module):
+    """1x1 convolution, GELU, residual depthwise 3x3, GRN, 1x1 convolution.
+
+    Args:
+        in_channels: C of the input.
+        hidden_channels: width between the two 1x1 convolutions.
+        out_channels: C of the output.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(in_channels, hidden_channels, 1)
+        self.act = nn.GELU()
+        self.depthwise = ResidualDepthwise(hidden_channels)
+        self.grn = GlobalResponseNorm(hidden_channels)
+        self.fc2 = nn.Conv2d(hidden_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W)."""
+        return self.fc2(self.grn(self.depthwise(self.act(self.fc1(x)))))

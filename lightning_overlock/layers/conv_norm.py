@@ -1,0 +1,140 @@
+"""Convolutions that carry a BatchNorm or an identity while training and lose it for inference.
+
+Each class has `fuse()`, which `timm.utils.reparameterize_model` calls: it returns the one plain
+convolution that does the same in evaluation mode.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the (C,) factor and shift that `norm` applies in evaluation mode."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm without running statistics cannot be merged")
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor
+
+
+def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """Return a convolution with the stride, padding and groups of `conv` and these parameters."""
+    fused = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        weight.shape[2:],
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=conv.groups,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    fused.weight = nn.Parameter(weight.detach().clone())
+    fused.bias = nn.Parameter(bias.detach().clone())
+    fused.train(conv.training)
+    return fused
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then BatchNorm.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output.
+        kernel_size: odd; the padding keeps the map's size at stride 1.
+        stride: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
+        bias: give the convolution a bias as the release does before some norms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        return self.norm(self.conv(x))
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Return the weight and the (C_out,) bias of the equivalent single convolution."""
+        factor, shift = norm_affine(self.norm)
+        if self.conv.bias is not None:
+            shift = shift + self.conv.bias * factor
+        return self.conv.weight * factor.view(-1, 1, 1, 1), shift
+
+    def fuse(self) -> nn.Conv2d:
+        """Return the equivalent single convolution."""
+        return conv_like(self.conv, *self.merged())
+
+
+class NormConv(nn.Module):
+    """BatchNorm, then a 1x1 convolution with bias.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W)."""
+        return self.conv(self.norm(x))
+
+    def fuse(self) -> nn.Conv2d:
+        """Return the equivalent single convolution; exact because a 1x1 needs no padding."""
+        assert self.conv.bias is not None
+        factor, shift = norm_affine(self.norm)
+        weight = self.conv.weight
+        return conv_like(
+            self.conv,
+            weight * factor.view(1, -1, 1, 1),
+            self.conv.bias + weight[:, :, 0, 0] @ shift,
+        )
+
+
+class ResidualDepthwise(nn.Module):
+    """x plus a depthwise 3x3 convolution of x.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return x + self.conv(x)
+
+    def fuse(self) -> nn.Conv2d:
+        """Return the equivalent single convolution; the identity is a one in its centre."""
+        assert self.conv.bias is not None
+        weight = self.conv.weight.detach().clone()
+        weight[:, :, 1, 1] += 1
+        return conv_like(self.conv, weight, self.conv.bias)

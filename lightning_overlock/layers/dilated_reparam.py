@@ -1,0 +1,77 @@
+"""Large depthwise convolution trained with parallel dilated branches (UniRepLKNet)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_overlock.layers.conv_norm import ConvNorm, conv_like, norm_affine
+
+# Kernel size -> (kernel, dilation) of each parallel branch, as OverLoCK's release trains them.
+BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
+    17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    11: ((5, 1), (7, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    9: ((5, 1), (7, 1), (5, 2), (3, 3), (3, 4)),
+    7: ((5, 1), (3, 1), (3, 2), (3, 3)),
+    5: ((3, 1), (3, 2)),
+}
+
+
+class DilatedReparamConv(nn.Module):
+    """Depthwise KxK convolution plus dilated branches, each with BatchNorm; BatchNorm of the sum.
+
+    While training every branch has its own batch statistics. In evaluation mode all of them are
+    one linear map, so they are merged into a single KxK kernel before the one convolution.
+    Structure: Ding et al., UniRepLKNet (arXiv 2311.15599), section 3.
+
+    Args:
+        channels: C.
+        kernel_size: K, a key of `BRANCHES`.
+
+    Raises:
+        ValueError: no branches are defined for `kernel_size`.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size not in BRANCHES:
+            raise ValueError(f"kernel_size is {kernel_size}; expected one of {sorted(BRANCHES)}")
+        self.large = ConvNorm(channels, channels, kernel_size, groups=channels)
+        self.branches = nn.ModuleList(
+            ConvNorm(channels, channels, kernel, dilation=dilation, groups=channels)
+            for kernel, dilation in BRANCHES[kernel_size]
+        )
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        if self.training:
+            y = self.large(x)
+            for branch in self.branches:
+                y = y + branch(x)
+            return self.norm(y)
+        weight, bias = self.merged()
+        conv = self.large.conv
+        return F.conv2d(x, weight, bias, padding=conv.padding, groups=conv.groups)
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Return the (C, 1, K, K) weight and the (C,) bias of evaluation mode."""
+        weight, bias = self.large.merged()
+        size = weight.shape[-1]
+        for branch in self.branches:
+            assert isinstance(branch, ConvNorm)
+            branch_weight, branch_bias = branch.merged()
+            dilation = int(branch.conv.dilation[0])
+            reach = dilation * (branch_weight.shape[-1] - 1) + 1
+            taps = slice((size - reach) // 2, (size + reach) // 2, dilation)
+            spread = torch.zeros_like(weight)
+            spread[:, :, taps, taps] = branch_weight
+            weight = weight + spread
+            bias = bias + branch_bias
+        factor, shift = norm_affine(self.norm)
+        return weight * factor.view(-1, 1, 1, 1), bias * factor + shift
+
+    def fuse(self) -> nn.Conv2d:
+        """Return the equivalent single convolution."""
+        return conv_like(self.large.conv, *self.merged())

@@ -1,0 +1,1066 @@
+"""OverLoCK: overview first, look closely next (Lou and Yu, CVPR 2025, arXiv 2502.20087).
+
+Base-Net encodes the image down to H/16. Overview-Net looks at the whole at H/32 and hands a
+context prior to Focus-Net, which goes over Base-Net's map again with dynamic kernels (ContMix)
+made from that prior. Weights of the authors' release (github.com/LMMMEng/OverLoCK, Apache-2.0)
+load in both of its forms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import torch
+from timm.layers import DropPath, LayerNorm2d, SelectAdaptivePool2d, SqueezeExcite
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_overlock.layers.contmix import ContMix
+from lightning_overlock.layers.conv_mlp import ChannelScale, ConvMlp, GlobalResponseNorm
+from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
+from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
+from lightning_overlock.layers.tap import Tap
+
+Mixer = Literal["contmix", "static"]
+SMALLEST_INPUT = 32
+
+
+def squeeze_excite(channels: int) -> SqueezeExcite:
+    """Return the channel attention of both kinds of block: an eighth of C, at least 16, wide."""
+    return SqueezeExcite(channels, rd_channels=max(16, channels // 8), act_layer="gelu")
+
+
+class StaticBlock(nn.Module):
+    """Block of Base-Net and Overview-Net: large static kernel, channel attention, MLP.
+
+    Args:
+        dim: C.
+        kernel_size: K of the dilated-reparam convolution.
+        mlp_ratio: hidden width of the MLP over C.
+        drop_path: probability of leaving the branch out.
+        layer_scale: scale the identity per channel.
+    """
+
+    def __init__(
+        self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: bool
+    ) -> None:
+        super().__init__()
+        self.position = ResidualDepthwise(dim)
+        self.norm = LayerNorm2d(dim)
+        self.spatial = DilatedReparamConv(dim, kernel_size)
+        self.se = squeeze_excite(dim)
+        self.mlp = ConvMlp(dim, int(mlp_ratio * dim), dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.scale = ChannelScale(dim) if layer_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        x = self.position(x)
+        branch = self.drop_path(self.mlp(self.se(self.spatial(self.norm(x)))))
+        return x + branch if self.scale is None else self.scale(x, branch)
+
+    def reparameterize(self) -> None:
+        """Merge the scale's shift into the MLP's last bias."""
+        if self.scale is not None:
+            assert self.mlp.fc2.bias is not None
+            self.scale.move_shift(self.mlp.fc2.bias)
+
+
+class StaticStage(nn.Module):
+    """Downsampling, then static blocks.
+
+    Args:
+        in_channels: C of the input; None where the stem has brought the map to its size.
+        dim: C of the blocks.
+        drop_path: one probability per block.
+        kernel_size, mlp_ratio, layer_scale: of each `StaticBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        dim: int,
+        drop_path: Sequence[float],
+        *,
+        kernel_size: int,
+        mlp_ratio: float,
+        layer_scale: bool,
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = ConvNorm(in_channels, dim, 3, stride=2) if in_channels else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(StaticBlock(dim, kernel_size, mlp_ratio, rate, layer_scale) for rate in drop_path)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C, H/2, W/2), or (B, C, H, W) without downsampling."""
+        x = self.downsample(x)
+        if self.grad_checkpointing and self.training:
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class DynamicBlock(nn.Module):
+    """Block of Focus-Net: features and context, mixed by dynamic kernels and gated.
+
+    Args:
+        dim: C of the features.
+        context_dim: C of the context; 0 where the features are their own context.
+        kernel_size: K of the dynamic and of the local static kernel.
+        num_heads: of ContMix.
+        mlp_ratio: hidden width of the MLP over `dim`.
+        drop_path: probability of leaving a branch out.
+        blend_prior: the context is a scaled sum of the last block's and the context prior; False
+            in the first block, whose context is the prior itself.
+        mixer: "contmix", or "static" for the local kernel alone.
+        gate: multiply by the gate.
+        feature_guidance: the value is made from features and context, not from features alone.
+        kernel_guidance: the kernels' keys come from the context, not from the features.
+        context_update: the block passes an updated context on; without, every block takes the
+            prior and makes features only.
+        small_kernel: of ContMix.
+        context_grid: of ContMix.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        kernel_size: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        blend_prior: bool,
+        mixer: Mixer,
+        gate: bool,
+        feature_guidance: bool,
+        kernel_guidance: bool,
+        context_update: bool,
+        small_kernel: int | None,
+        context_grid: int,
+    ) -> None:
+        super().__init__()
+        total = dim + context_dim
+        out = total if context_update else dim
+        self.split = [dim, context_dim]
+        self.feature_guidance = feature_guidance
+        self.kernel_guidance = kernel_guidance
+        self.context_update = context_update
+        blend_prior = blend_prior and context_update and context_dim > 0
+        self.context_scale = ChannelScale(context_dim) if blend_prior else None
+        self.prior_scale = ChannelScale(context_dim) if blend_prior else None
+        self.position = ResidualDepthwise(total)
+        self.norm1 = LayerNorm2d(total)
+        value_in = total if feature_guidance else dim
+        self.value = nn.Sequential(
+            ConvNorm(value_in, value_in, 3, groups=value_in, bias=True),
+            nn.GELU(),
+            nn.Conv2d(value_in, dim, 1),
+            GlobalResponseNorm(dim),
+        )
+        self.local = DilatedReparamConv(dim, kernel_size)
+        self.mixer = (
+            ContMix(
+                dim,
+                (context_dim or None) if kernel_guidance else None,
+                kernel_size=kernel_size,
+                small_kernel=small_kernel,
+                num_heads=num_heads,
+                context_grid=context_grid,
+            )
+            if mixer == "contmix"
+            else None
+        )
+        self.se = squeeze_excite(dim)
+        self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU(), Tap()) if gate else None
+        self.proj = NormConv(dim, out)
+        self.scale1 = ChannelScale(out)
+        self.position2 = ResidualDepthwise(out)
+        self.norm2 = LayerNorm2d(out)
+        self.mlp = ConvMlp(out, int(mlp_ratio * dim), out)
+        self.scale2 = ChannelScale(out)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor | None, prior: Tensor | None) -> Tensor:
+        """Look closely at x under the guidance of the context.
+
+        Args:
+            x: (B, C, H, W) features.
+            context: (B, Ch, H, W), None without context.
+            prior: (B, Ch, H, W), the context prior at the map's size, None without context.
+
+        Returns:
+            (B, C + Ch, H, W), features and updated context; (B, C, H, W) where there is no
+            context or it is not updated.
+        """
+        if self.prior_scale is not None:
+            if self.context_scale is not None:
+                context = self.context_scale(context)
+            context = self.prior_scale(prior, context)
+        z = self.position(x if context is None else torch.cat([x, context], dim=1))
+        identity = z if self.context_update else z[:, : self.split[0]]
+        z = self.norm1(z)
+        features, context = z.split(self.split, dim=1) if context is not None else (z, None)
+        value = self.value(z if self.feature_guidance else features)
+        y = self.local(value)
+        if self.mixer is not None:
+            y = y + self.mixer(features, context if self.kernel_guidance else None, value)
+        y = self.se(y)
+        if self.gate is not None:
+            y = y * self.gate(value)
+        z = self.scale1(identity, self.drop_path(self.proj(y)))
+        z = self.position2(z)
+        return self.scale2(z, self.drop_path(self.mlp(self.norm2(z))))
+
+    def reparameterize(self) -> None:
+        """Merge the scales' shifts into the last bias of the branch that each is added to."""
+        assert self.proj.conv.bias is not None
+        assert self.mlp.fc2.bias is not None
+        self.scale1.move_shift(self.proj.conv.bias)
+        self.scale2.move_shift(self.mlp.fc2.bias)
+
+
+class FocusStage(nn.Module):
+    """Downsampling of features and context, then dynamic blocks.
+
+    Args:
+        in_channels: C and Ch of the input's features and context; None without downsampling.
+        dim: C of the blocks.
+        context_dim: Ch; 0 where the features are their own context.
+        drop_path: one probability per block.
+        blend_first: whether already the first block blends the prior in.
+        context_update: of `DynamicBlock`.
+        block_args: the other arguments of every `DynamicBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int] | None,
+        dim: int,
+        context_dim: int,
+        drop_path: Sequence[float],
+        *,
+        blend_first: bool,
+        context_update: bool,
+        **block_args: Any,
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.split = [dim, context_dim]
+        self.split_in = list(in_channels or ())
+        self.context_update = context_update
+        self.downsample = ConvNorm(in_channels[0], dim, 3, stride=2) if in_channels else None
+        self.context_downsample = (
+            ConvNorm(in_channels[1], context_dim, 3, stride=2)
+            if in_channels and context_update
+            else None
+        )
+        self.blocks = nn.ModuleList(
+            DynamicBlock(
+                dim,
+                context_dim,
+                drop_path=rate,
+                blend_prior=blend_first or index > 0,
+                context_update=context_update,
+                **block_args,
+            )
+            for index, rate in enumerate(drop_path)
+        )
+
+    def forward(self, x: Tensor, prior: Tensor | None) -> Tensor:
+        """Look closely at x.
+
+        Args:
+            x: (B, C, H, W) features; with downsampling (B, C_in + Ch_in, 2H, 2W) features and
+                context.
+            prior: (B, Ch, h, w), the context prior at any size; None without context.
+
+        Returns:
+            (B, C + Ch, H, W), features and context.
+        """
+        context = None
+        if self.downsample is not None:
+            x, context = x.split(self.split_in, dim=1)
+            x = self.downsample(x)
+            context = self.context_downsample(context) if self.context_downsample else None
+        if prior is not None:
+            if prior.shape[-2:] != x.shape[-2:]:
+                prior = F.interpolate(prior, x.shape[-2:], mode="bilinear")
+            context = prior if context is None else context
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, context, prior)
+            else:
+                x = block(x, context, prior)
+            if self.context_update and context is not None and block is not self.blocks[-1]:
+                x, context = x.split(self.split, dim=1)
+        if prior is not None and not self.context_update:
+            x = torch.cat([x, prior], dim=1)
+        return x
+
+    def reparameterize(self) -> None:
+        """Merge each block's context scale, and its prior's shift, into what makes the context."""
+        makers = [self.context_downsample, *self.blocks[:-1]]
+        for maker, block in zip(makers, self.blocks, strict=True):
+            assert isinstance(block, DynamicBlock)
+            scale, prior_scale = block.context_scale, block.prior_scale
+            if scale is None or prior_scale is None or maker is None:
+                continue
+            assert scale.bias is not None
+            assert prior_scale.bias is not None
+            factor, shift = scale.weight.data.flatten(), (scale.bias + prior_scale.bias).data
+            if isinstance(maker, DynamicBlock):
+                assert maker.scale2.bias is not None
+                assert maker.mlp.fc2.bias is not None
+                start = self.split[0]
+                maker.scale2.weight.data[start:] *= factor.view(-1, 1, 1)
+                maker.scale2.bias.data[start:] *= factor
+                maker.scale2.bias.data[start:] += shift
+                maker.mlp.fc2.weight.data[start:] *= factor.view(-1, 1, 1, 1)
+                maker.mlp.fc2.bias.data[start:] *= factor
+            else:
+                assert isinstance(maker, ConvNorm)
+                maker.norm.weight.data *= factor
+                maker.norm.bias.data.mul_(factor).add_(shift)
+            block.context_scale = None
+            prior_scale.bias = None
+
+
+class OverviewHead(nn.Module):
+    """Auxiliary classifier on the Overview-Net's output, used while training.
+
+    Args:
+        dim: C.
+        num_classes: width of the output.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(dim)
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to logits (B, num_classes)."""
+        return self.fc(self.norm(x).mean((2, 3)))
+
+
+class ClassifierHead(nn.Module):
+    """1x1 convolution to the head's width, SiLU, pooling, linear classifier.
+
+    Args:
+        in_features: C of the input.
+        hidden_size: the head's width.
+        num_classes: width of the output; 0 leaves the classifier out.
+        pool_type: timm's pooling name; "" leaves pooling out.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_size: int, num_classes: int, pool_type: str, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.conv = ConvNorm(in_features, hidden_size)
+        self.act = nn.SiLU()
+        self.hidden_size = hidden_size
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifier and, unless None, the pooling."""
+        if pool_type is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        weight = next(self.conv.parameters())
+        self.fc = (
+            nn.Linear(self.hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        init_weights(self.fc)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map (B, C, H, W) to logits, or to what the classifier would see if `pre_logits`."""
+        x = self.drop(self.global_pool(self.act(self.conv(x))))
+        if pre_logits:
+            return x
+        # Without pooling the classifier would meet a map; timm's heads apply it per pixel.
+        if x.ndim == 4 and not isinstance(self.fc, nn.Identity):
+            return self.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.fc(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise as the release does: truncated normal with std .02, biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_switches(
+    *,
+    dds: bool,
+    mixer: str,
+    feature_guidance: bool,
+    kernel_guidance: bool,
+    context_update: bool,
+    overview_head: bool,
+    small_kernel: int | None,
+    context_grid: int,
+) -> None:
+    """Raise a ValueError for a switch that another one leaves nothing to act on."""
+    if mixer not in get_args(Mixer):
+        raise ValueError(f"mixer is {mixer!r}; expected one of {list(get_args(Mixer))}")
+    if not dds:
+        for name, on in (
+            ("feature_guidance", feature_guidance),
+            ("kernel_guidance", kernel_guidance),
+            ("context_update", context_update),
+        ):
+            if not on:
+                raise ValueError(f"{name}=False needs dds=True: without it there is no context")
+        if overview_head:
+            raise ValueError(
+                "overview_head=True needs dds=True: without it there is no Overview-Net"
+            )
+    if mixer == "static":
+        for name, off in (
+            ("kernel_guidance=False", not kernel_guidance),
+            (f"small_kernel={small_kernel}", small_kernel != 5),
+            (f"context_grid={context_grid}", context_grid != 7),
+        ):
+            if off:
+                raise ValueError(f"{name} needs mixer='contmix': static kernels have no context")
+
+
+class OverLoCK(nn.Module):
+    """OverLoCK backbone and classifier.
+
+    The arguments from `dds` on switch the paper's ideas; each default is the paper's setting, and
+    a switch that is off removes its parameters and its cost.
+
+    Args:
+        in_chans: channels of the image.
+        num_classes: classes; 0 makes `forward` return pooled features.
+        global_pool: timm's pooling name.
+        dims: C1 to C4, the channels at H/4 to H/32.
+        depths: blocks of Base-Net's three stages and of Overview-Net.
+        focus_depths: blocks of Focus-Net at H/16 and H/32.
+        num_heads: heads of ContMix at H/16 and H/32.
+        kernel_sizes: K at H/4 to H/32.
+        mlp_ratio: MLP width of static blocks.
+        focus_mlp_ratio: MLP width of dynamic blocks.
+        head_hidden_size: width of the classifier's hidden layer.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier blocks lie on a linear ramp
+            over Base-Net, Overview-Net and Focus-Net.
+        overview_head: build the auxiliary classifier that `forward_overview` needs.
+        dds: deep-stage decomposition (section 3.2). Without it the network is a plain pyramid in
+            which the dynamic blocks stand behind the static ones and are their own context.
+        mixer: "contmix", or "static" for dynamic blocks with the large static kernel alone.
+        gate: the gate of dynamic blocks.
+        feature_guidance: the context prior takes part in making the value.
+        kernel_guidance: the context prior makes the kernels' keys.
+        context_update: dynamic blocks pass an updated context on.
+        small_kernel: the small kernel of half of the channels; None for large kernels alone.
+        context_grid: side of the pooled context.
+
+    Raises:
+        ValueError: a combination of switches in which one of them would do nothing.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        *,
+        dims: tuple[int, int, int, int] = (64, 128, 256, 512),
+        depths: tuple[int, int, int, int] = (4, 4, 6, 2),
+        focus_depths: tuple[int, int] = (12, 2),
+        num_heads: tuple[int, int] = (4, 8),
+        kernel_sizes: tuple[int, int, int, int] = (17, 15, 13, 7),
+        mlp_ratio: float = 4,
+        focus_mlp_ratio: float = 3,
+        head_hidden_size: int = 1024,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        overview_head: bool = False,
+        dds: bool = True,
+        mixer: Mixer = "contmix",
+        gate: bool = True,
+        feature_guidance: bool = True,
+        kernel_guidance: bool = True,
+        context_update: bool = True,
+        small_kernel: int | None = 5,
+        context_grid: int = 7,
+    ) -> None:
+        super().__init__()
+        check_switches(
+            dds=dds,
+            mixer=mixer,
+            feature_guidance=feature_guidance,
+            kernel_guidance=kernel_guidance,
+            context_update=context_update,
+            overview_head=overview_head,
+            small_kernel=small_kernel,
+            context_grid=context_grid,
+        )
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.dds = dds
+        context_dim = dims[3] // 4 if dds else 0
+        self.split = [dims[2], context_dim]
+
+        blocks = [*depths, *focus_depths]
+        last = max(sum(blocks) - 1, 1)
+        ramp = iter([drop_path_rate * index / last for index in range(sum(blocks))])
+        # The plain pyramid meets its static blocks at H/32 after the dynamic ones at H/16.
+        order = (0, 1, 2, 3, 4, 5) if dds else (0, 1, 2, 4, 3, 5)
+        rates = {stage: list(islice(ramp, blocks[stage])) for stage in order}
+
+        half = dims[0] // 2
+        self.stem = nn.Sequential(
+            ConvNorm(in_chans, half, 3, stride=2),
+            nn.GELU(),
+            ConvNorm(half, half, 3),
+            nn.GELU(),
+            ConvNorm(half, dims[0], 3, stride=2),
+            nn.GELU(),
+            ConvNorm(dims[0], dims[0], 3),
+        )
+        static = [
+            StaticStage(
+                dims[stage - 1] if stage else None,
+                dims[stage],
+                rates[stage],
+                kernel_size=kernel_sizes[stage],
+                mlp_ratio=mlp_ratio,
+                layer_scale=stage >= 2,
+            )
+            for stage in range(4)
+        ]
+        # Without the decomposition the stage at H/32 is one of the pyramid.
+        self.base = nn.ModuleList(static[:3] if dds else static)
+        self.overview = static[3] if dds else None
+        self.context_proj = nn.Conv2d(dims[3], context_dim, 1) if dds else None
+        self.context_prior_tap = Tap()
+        focus_args: dict[str, Any] = dict(
+            mlp_ratio=focus_mlp_ratio,
+            mixer=mixer,
+            gate=gate,
+            feature_guidance=feature_guidance,
+            kernel_guidance=kernel_guidance,
+            context_update=context_update,
+            small_kernel=small_kernel,
+            context_grid=context_grid,
+        )
+        self.focus = nn.ModuleList(
+            FocusStage(
+                (dims[2], context_dim) if dds and index else None,
+                dims[2 + index],
+                context_dim,
+                rates[4 + index],
+                kernel_size=kernel_sizes[2 + index],
+                num_heads=num_heads[index],
+                blend_first=index > 0,
+                **focus_args,
+            )
+            for index in range(2)
+        )
+        self.feature_info = [
+            dict(num_chs=dims[0], reduction=4, module="base.0"),
+            dict(num_chs=dims[1], reduction=8, module="base.1"),
+            dict(num_chs=dims[2] + context_dim, reduction=16, module="focus.0"),
+            dict(num_chs=dims[3] + context_dim, reduction=32, module="focus.1"),
+        ]
+        if dds:
+            self.feature_info.append(dict(num_chs=dims[3], reduction=32, module="overview"))
+        self.num_features = dims[3] + context_dim
+        self.head_hidden_size = head_hidden_size
+        self.apply(init_weights)
+        self.head: nn.Module = ClassifierHead(
+            self.num_features, head_hidden_size, num_classes, global_pool, drop_rate
+        )
+        self.head.apply(init_weights)
+        self.overview_head = OverviewHead(dims[3], num_classes) if overview_head else None
+        if self.overview_head is not None:
+            self.overview_head.apply(init_weights)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns that sort parameters by depth, for layer-wise learning rates."""
+        # Only the plain pyramid has a fourth base stage; it lies between the two of Focus-Net.
+        if coarse:
+            return dict(
+                stem=r"^stem",
+                base=r"^base\.([012])\.",
+                overview=r"^(?:overview\.|context_proj)",
+                focus=r"^focus\.0",
+                deep=r"^base\.3",
+                focus_deep=r"^focus\.1",
+            )
+        return dict(
+            stem=r"^stem",
+            base=[
+                (r"^base\.([012])\.downsample", (0,)),
+                (r"^base\.([012])\.blocks\.(\d+)", None),
+            ],
+            overview=[
+                (r"^overview\.downsample", (0,)),
+                (r"^overview\.blocks\.(\d+)", None),
+                (r"^context_proj", (99999,)),
+            ],
+            focus=r"^focus\.0\.blocks\.(\d+)",
+            deep=[
+                (r"^base\.3\.downsample", (0,)),
+                (r"^base\.3\.blocks\.(\d+)", None),
+            ],
+            focus_deep=[
+                (r"^focus\.1\.(?:context_)?downsample", (0,)),
+                (r"^focus\.1\.blocks\.(\d+)", None),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        for stage in (*self.base, self.overview, *self.focus):
+            if isinstance(stage, StaticStage | FocusStage):
+                stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the linear classifier."""
+        assert isinstance(self.head, ClassifierHead)
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier, the auxiliary one too, and the pooling unless None."""
+        self.num_classes = num_classes
+        assert isinstance(self.head, ClassifierHead)
+        self.head.reset(num_classes, global_pool)
+        if self.overview_head is not None:
+            old = self.overview_head.fc
+            self.overview_head.fc = nn.Linear(
+                old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype
+            )
+            init_weights(self.overview_head.fc)
+
+    def _maps(self, x: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """Return maps by their index in `feature_info`, the wanted ones among them."""
+        if min(x.shape[-2:]) < SMALLEST_INPUT:
+            raise ValueError(
+                f"the image is {x.shape[-2]}x{x.shape[-1]} pixels; OverLoCK needs at least "
+                f"{SMALLEST_INPUT}x{SMALLEST_INPUT}"
+            )
+        maps: dict[int, Tensor] = {}
+        x = self.stem(x)
+        for index, stage in enumerate(self.base[:3]):
+            x = stage(x)
+            if index < 2:
+                maps[index] = x
+                if index == max(wanted):
+                    return maps
+        focused = 2 in wanted or 3 in wanted
+        prior = None
+        if self.overview is not None:
+            maps[4] = self.overview(x)
+            if self.context_proj is not None and focused:
+                prior = self.context_prior_tap(self.context_proj(maps[4]))
+        if focused:
+            maps[2] = self.focus[0](x, prior)
+        if 3 in wanted:
+            maps[3] = self.focus[1](maps[2] if self.dds else self.base[3](maps[2]), prior)
+        return maps
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,  # noqa: ARG002 (timm's signature)
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return maps along the way, as timm's models do.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: places in `feature_info`: H/4, H/8, H/16, H/32 and, as the fifth, the
+                Overview-Net's output; an int takes that many of the last, None takes all.
+            norm: there is no final norm; accepted for timm.
+            stop_early: compute nothing beyond what the maps need.
+            output_fmt: "NCHW".
+            intermediates_only: leave the final features out.
+
+        Returns:
+            The maps, or (final features, maps).
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; expected 'NCHW'")
+        take, _ = feature_take_indices(len(self.feature_info), indices)
+        final = not (intermediates_only or stop_early)
+        maps = self._maps(x, [*take, 3] if final else take)
+        taken = [maps[index] for index in take]
+        if intermediates_only:
+            return taken
+        return maps[max(index for index in maps if index < 4)], taken
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,  # noqa: ARG002 (timm's signature)
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the maps at `indices` do not need; return the indices, none negative."""
+        take, _ = feature_take_indices(len(self.feature_info), indices)
+        deepest = max(take)
+        if deepest < 2:
+            self.base = self.base[: deepest + 1]
+            self.overview = None
+        if 2 not in take and 3 not in take:
+            self.context_proj = None
+            self.focus = self.focus[:0]
+        elif 3 not in take:
+            self.focus = self.focus[:1]
+        if 3 not in take:
+            self.base = self.base[:3]
+        if prune_head or 3 not in take:
+            self.head = nn.Identity()
+            self.overview_head = None
+            self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
+        return list(take)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, num_features, H/32, W/32)."""
+        return self._maps(x, [3])[3]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map `forward_features`' output to logits, or to what the classifier sees."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_overview(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, in_chans, H, W) to the logits and the Overview-Net's logits in one pass.
+
+        Raises:
+            ValueError: the model was built without `overview_head`.
+        """
+        if self.overview_head is None:
+            raise ValueError("the model has no auxiliary head; build it with overview_head=True")
+        maps = self._maps(x, [3, 4])
+        return self.forward_head(maps[3]), self.overview_head(maps[4])
+
+
+# The release's names of parts -> ours.
+_NETWORK_NAMES = (
+    ("patch_embed1.0", "stem.0.conv"),
+    ("patch_embed1.1", "stem.0.norm"),
+    ("patch_embed1.3", "stem.2.conv"),
+    ("patch_embed1.4", "stem.2.norm"),
+    ("patch_embed1.6", "stem.4.conv"),
+    ("patch_embed1.7", "stem.4.norm"),
+    ("patch_embed1.9", "stem.6.conv"),
+    ("patch_embed1.10", "stem.6.norm"),
+    ("patch_embed2.0", "base.1.downsample.conv"),
+    ("patch_embed2.1", "base.1.downsample.norm"),
+    ("patch_embed3.0", "base.2.downsample.conv"),
+    ("patch_embed3.1", "base.2.downsample.norm"),
+    ("patch_embed4.0", "overview.downsample.conv"),
+    ("patch_embed4.1", "overview.downsample.norm"),
+    ("high_level_proj", "context_proj"),
+    ("patch_embedx.x_proj.0", "focus.1.downsample.conv"),
+    ("patch_embedx.x_proj.1", "focus.1.downsample.norm"),
+    ("patch_embedx.h_proj.0", "focus.1.context_downsample.conv"),
+    ("patch_embedx.h_proj.1", "focus.1.context_downsample.norm"),
+    ("head.0", "head.conv.conv"),
+    ("head.1", "head.conv.norm"),
+    ("head.4", "head.fc"),
+    ("aux_head.0", "overview_head.norm"),
+    ("aux_head.2", "overview_head.fc"),
+)
+_STAGE_NAMES = (
+    ("blocks1", "base.0.blocks"),
+    ("blocks2", "base.1.blocks"),
+    ("blocks3", "base.2.blocks"),
+    ("blocks4", "overview.blocks"),
+    ("sub_blocks3", "focus.0.blocks"),
+    ("sub_blocks4", "focus.1.blocks"),
+)
+_STATIC_NAMES = (
+    ("dwconv", "position.conv"),
+    ("proj.0", "norm"),
+    ("proj.1", "spatial"),
+    ("proj.2", "spatial.norm"),
+    ("proj.3.proj.1", "se.fc1"),
+    ("proj.3.proj.3", "se.fc2"),
+    ("proj.4", "mlp.fc1"),
+    ("proj.6", "mlp.depthwise.conv"),
+    ("proj.7", "mlp.grn"),
+    ("proj.8", "mlp.fc2"),
+    ("ls", "scale"),
+)
+_DYNAMIC_NAMES = (
+    ("rpb1", "mixer.small_bias"),
+    ("rpb2", "mixer.large_bias"),
+    ("x_scale", "context_scale"),
+    ("h_scale", "prior_scale"),
+    ("dwconv1", "position.conv"),
+    ("norm1", "norm1"),
+    ("fusion.0", "value.0.conv"),
+    ("fusion.1", "value.0.norm"),
+    ("fusion.3", "value.2"),
+    ("fusion.4", "value.3"),
+    ("weight_query.0", "mixer.query.conv"),
+    ("weight_query.1", "mixer.query.norm"),
+    ("weight_key.1", "mixer.key.conv"),
+    ("weight_key.2", "mixer.key.norm"),
+    ("weight_proj", "mixer.kernel_map"),
+    ("dyconv_proj.0", "mixer.proj.conv"),
+    ("dyconv_proj.1", "mixer.proj.norm"),
+    ("lepe.0", "local"),
+    ("lepe.1", "local.norm"),
+    ("se_layer.proj.1", "se.fc1"),
+    ("se_layer.proj.3", "se.fc2"),
+    ("gate.0", "gate.0.conv"),
+    ("gate.1", "gate.0.norm"),
+    ("proj.0", "proj.norm"),
+    ("proj.1", "proj.conv"),
+    ("dwconv2", "position2.conv"),
+    ("norm2", "norm2"),
+    ("mlp.0", "mlp.fc1"),
+    ("mlp.2", "mlp.depthwise.conv"),
+    ("mlp.3", "mlp.grn"),
+    ("mlp.4", "mlp.fc2"),
+    ("ls1", "scale1"),
+    ("ls2", "scale2"),
+)
+
+
+def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """Replace the longest leading part of `name` that the table knows."""
+    for old, new in sorted(table, key=lambda row: -len(row[0])):
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def _our_name(name: str, kernel_sizes: dict[str, int]) -> str:
+    """Return our key for a key of the release; an unknown one comes back as it is."""
+    stage, _, rest = name.partition(".")
+    ours = dict(_STAGE_NAMES).get(stage)
+    if ours is None:
+        return _rename(name, _NETWORK_NAMES)
+    index, _, rest = rest.partition(".")
+    rest = _rename(rest, _DYNAMIC_NAMES if stage.startswith("sub_") else _STATIC_NAMES)
+    rest = rest.replace(".lk_origin.", ".large.conv.").replace(".origin_bn.", ".large.norm.")
+    branch = re.search(r"\.dil_(conv|bn)_k(\d+)_(\d+)\.", rest)
+    if branch:
+        kind = "conv" if branch[1] == "conv" else "norm"
+        place = BRANCHES[kernel_sizes[stage]].index((int(branch[2]), int(branch[3])))
+        rest = rest.replace(branch[0], f".branches.{place}.{kind}.")
+    return f"{ours}.{index}.{rest}"
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Turn a state dict of the authors' release, in either of its forms, into one of ours.
+
+    The reparameterised form has one kernel with a bias where the training form has branches. It
+    goes to the large kernel, with BatchNorms that do nothing in evaluation mode and silent
+    branches. (In training mode those BatchNorms use batch statistics that the file does not have:
+    to train on, take the release's other form.)
+
+    Args:
+        state_dict: by the release's names; one by our names is returned as it is.
+        model: the `OverLoCK` to be filled.
+
+    Returns:
+        By our names, in the shapes of `model` where only the layout differs. The auxiliary
+        head is left out where the model has none, and left as the model has it where the file
+        has none or one of other classes.
+    """
+    if any(name.startswith(("base.", "focus.")) for name in state_dict):
+        return state_dict
+    own = model.state_dict()
+    kernels = {
+        name.split(".")[0]: value.shape[-1]
+        for name, value in state_dict.items()
+        if name.endswith("lk_origin.weight")
+    }
+    out = {_our_name(name, kernels): value for name, value in state_dict.items()}
+    merged = [
+        name.removesuffix(".large.conv.bias") for name in out if name.endswith(".large.conv.bias")
+    ]
+    for prefix in merged:
+        bias = out.pop(f"{prefix}.large.conv.bias")
+        for name in (name for name in own if name.startswith(f"{prefix}.") and name not in out):
+            if name.endswith("norm.weight") and ".branches." in name:
+                out[name] = torch.zeros_like(own[name])
+            elif name.endswith(".large.norm.bias"):
+                out[name] = bias
+            elif name.endswith("norm.weight"):
+                # The factor that BatchNorm divides by with variance one.
+                out[name] = torch.full_like(own[name], (1 + 1e-5) ** 0.5)
+            elif name.endswith("running_var"):
+                out[name] = torch.ones_like(own[name])
+            elif ".conv." in name:
+                out[name] = own[name]
+            else:
+                out[name] = torch.zeros_like(own[name])
+    for name, value in out.items():
+        if name in own and own[name].shape != value.shape and own[name].numel() == value.numel():
+            out[name] = value.reshape(own[name].shape)
+    for name in [name for name in (*own, *out) if name.startswith("overview_head.")]:
+        if name not in own:
+            out.pop(name, None)
+        elif name not in out or out[name].shape != own[name].shape:
+            out[name] = own[name]
+    return out
+
+
+_RELEASE = "https://github.com/LMMMEng/OverLoCK/releases/download/v1"
+
+
+def _cfg(url: str = "", **changes: Any) -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.0.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2502.20087",
+        "paper_name": "OverLoCK: An Overview-first-Look-Closely-next ConvNet with "
+        "Context-Mixing Dynamic Kernels",
+        "origin_url": "https://github.com/LMMMEng/OverLoCK",
+        **changes,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "test_overlock.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+        "overlock_xxt.untrained": _cfg(),
+        "overlock_xt.in1k": _cfg(f"{_RELEASE}/overlock_xt_in1k_224.pth", crop_pct=0.925),
+        "overlock_t.in1k": _cfg(f"{_RELEASE}/overlock_t_in1k_224.pth", crop_pct=0.95),
+        "overlock_s.in1k": _cfg(f"{_RELEASE}/overlock_s_in1k_224.pth", crop_pct=0.95),
+        "overlock_b.in1k": _cfg(f"{_RELEASE}/overlock_b_in1k_224.pth", crop_pct=0.975),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> OverLoCK:
+    return build_model_with_cfg(
+        OverLoCK,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+        **{**sizes, **kwargs},
+    )
+
+
+@register_model
+def test_overlock(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """Smallest OverLoCK with every part of the others; for unit tests."""
+    return _create(
+        "test_overlock",
+        pretrained,
+        kwargs,
+        dims=(8, 16, 24, 32),
+        depths=(1, 1, 1, 1),
+        focus_depths=(2, 2),
+        num_heads=(1, 2),
+        kernel_sizes=(9, 7, 7, 7),
+        mlp_ratio=2,
+        focus_mlp_ratio=2,
+        head_hidden_size=32,
+    )
+
+
+@register_model
+def overlock_xxt(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-XXT, 1.2 M parameters with 10 classes: a community size for small data and CPUs."""
+    return _create(
+        "overlock_xxt",
+        pretrained,
+        kwargs,
+        dims=(24, 48, 96, 128),
+        depths=(1, 1, 2, 1),
+        focus_depths=(3, 1),
+        num_heads=(1, 2),
+        kernel_sizes=(13, 11, 9, 7),
+        mlp_ratio=2,
+        focus_mlp_ratio=2,
+        head_hidden_size=256,
+    )
+
+
+@register_model
+def overlock_xt(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-XT, 16.5 M parameters in its inference form."""
+    return _create(
+        "overlock_xt",
+        pretrained,
+        kwargs,
+        dims=(56, 112, 256, 336),
+        depths=(2, 2, 3, 2),
+        focus_depths=(6, 2),
+        num_heads=(4, 6),
+    )
+
+
+@register_model
+def overlock_t(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-T, 33.5 M parameters in its inference form."""
+    return _create("overlock_t", pretrained, kwargs)
+
+
+@register_model
+def overlock_s(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-S, 56.2 M parameters in its inference form."""
+    return _create(
+        "overlock_s",
+        pretrained,
+        kwargs,
+        dims=(64, 128, 320, 512),
+        depths=(6, 6, 8, 3),
+        focus_depths=(16, 3),
+        num_heads=(8, 16),
+    )
+
+
+@register_model
+def overlock_b(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-B, 94.9 M parameters in its inference form."""
+    return _create(
+        "overlock_b",
+        pretrained,
+        kwargs,
+        dims=(80, 160, 384, 576),
+        depths=(8, 8, 10, 4),
+        focus_depths=(20, 4),
+        num_heads=(6, 9),
+    )
