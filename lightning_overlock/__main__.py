@@ -1,0 +1,7 @@
+"""`python -m lightning_overlock` is the `lightning` command."""
+
+import sys
+
+from lightning_overlock.cli import main
+
+sys.exit(main())

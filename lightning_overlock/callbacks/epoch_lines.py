@@ -1,0 +1,29 @@
+"""Progress for output that is no terminal."""
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class EpochLines(Callback):
+    """Prints one line of metrics per epoch, where a progress bar would fill a log file."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Print the line."""
+        epochs = trainer.max_epochs
+        of = f"/{epochs}" if epochs is not None and epochs > 0 else ""
+        metrics = format_metrics(trainer)
+        seconds = time.monotonic() - self._start
+        print(f"epoch {trainer.current_epoch + 1}{of}  {metrics}  {seconds:.1f} s", flush=True)
+
+
+def format_metrics(trainer: Trainer) -> str:
+    """Return the metrics of the last epoch in one line."""
+    shown = (name for name in sorted(trainer.callback_metrics) if not name.endswith("_step"))
+    return "  ".join(f"{name} {float(trainer.callback_metrics[name]):.4g}" for name in shown)

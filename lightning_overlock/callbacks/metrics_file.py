@@ -1,0 +1,64 @@
+"""The metrics of a run as one CSV file."""
+
+import csv
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class MetricsFile(Callback):
+    """Writes `metrics.csv`: a row per trained epoch and a row per evaluation, all metrics in it.
+
+    A continued run appends; an epoch that is trained again replaces its earlier row.
+
+    Args:
+        path: The CSV file.
+        epoch: Epoch of the evaluated checkpoint, for evaluations outside training.
+        step: Its optimiser step.
+    """
+
+    def __init__(self, path: Path, epoch: int | None = None, step: int | None = None) -> None:
+        self.path = path
+        self.epoch = epoch
+        self.step = step
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the row of a stand-alone validation; in training the epoch's row has it."""
+        self._validated = not trainer.sanity_checking
+        if trainer.state.fn == "validate":
+            self._write(trainer, "validate", self.epoch, self.step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the row of a test."""
+        self._write(trainer, "test", self.epoch, self.step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the epoch's row."""
+        self._write(trainer, "fit", trainer.current_epoch, trainer.global_step)
+        self._validated = False
+
+    def _write(self, trainer: Trainer, stage: str, epoch: int | None, step: int | None) -> None:
+        if not trainer.is_global_zero:
+            return
+        row: dict[str, Any] = {"stage": stage, "epoch": epoch, "step": step}
+        for name, value in trainer.callback_metrics.items():
+            # The last validation's values stay around in epochs without validation.
+            if stage != "fit" or self._validated or not name.startswith("val/"):
+                row[name] = f"{float(value):.6g}"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+", newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a validation may run beside the training
+            file.seek(0)
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+            if stage == "fit" and epoch is not None:
+                rows = [r for r in rows if r["stage"] != "fit" or int(r["epoch"]) < epoch]
+            rows.append(row)
+            file.seek(0)
+            file.truncate()
+            columns = list(dict.fromkeys(name for r in rows for name in r))
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

@@ -1,0 +1,404 @@
+"""The `lightning` command: what was typed becomes a task, its data and a trainer."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_overlock import __version__, configs
+from lightning_overlock.callbacks.checkpoint import BestAndLast, Interrupted
+from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
+from lightning_overlock.callbacks.metrics_file import MetricsFile
+from lightning_overlock.callbacks.run_config import RunConfig
+from lightning_overlock.callbacks.run_folder import hold, last_checkpoint, run_folder, run_of
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.parser import ArgumentSplitter, Parser, parse, read_config, read_yaml
+
+HELP = """\
+usage: lightning COMMAND [options]
+
+commands:
+  fit       train:      lightning fit --config quickstart
+            own values: lightning fit --config quickstart --model.backbone resnet18
+            continue:   lightning fit --config quickstart --ckpt_path last
+  validate  evaluate on the validation images:  lightning validate --ckpt_path FILE
+  test      evaluate on the test images:        lightning test --ckpt_path FILE
+  predict   write predictions.csv:              lightning predict --ckpt_path FILE
+  configs   list the shipped configurations, one line each
+  bench     compare models: parameters, multiply-adds, time, memory
+
+options of fit, validate, test and predict:
+  -c, --config NAME|FILE  a shipped configuration, or a YAML file (with a suffix or a slash);
+                          several combine, later ones override, single options override all
+  --name NAME             the run folder is runs/NAME (default: the last configuration's name);
+                          the environment's OVERLOCK_RUNS moves `runs`
+  --ckpt_path FILE|last   the checkpoint to use, with the configuration inside it
+  --model.…, --data.…, --trainer.…   everything else; listed by
+                          lightning fit --help, lightning fit --model.help ClassificationTask
+  --print_config          print the whole configuration and stop
+
+lightning --version prints the version.
+"""
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 2 for a known input error, 130 for Ctrl-C."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        return _refuse(error)
+    except ValueError as error:
+        # The network's own files raise it only for what they were given.
+        if not _raised_by_network(error):
+            raise
+        return _refuse(error)
+    except Interrupted as interrupt:
+        # A process that Lightning started must not look like a crash to the one that started it.
+        return 128 + interrupt.signum if rank_zero_only.rank == 0 else 0
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as leave:  # --help, --print_config; Lightning after Ctrl-C
+        if isinstance(leave.__context__, KeyboardInterrupt):
+            print("Stopped.", file=sys.stderr)
+            return 128 + signal.SIGINT
+        if leave.code not in {None, 0}:
+            raise
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0
+    command, *rest = arguments
+    if command == "--version":
+        print(f"lightning-overlock {__version__}")
+    elif command == "configs":
+        if rest:
+            raise InputError(f"configs takes no arguments, found {' '.join(rest)}.")
+        print(configs.listing())
+    elif command == "bench":
+        from lightning_overlock import bench
+
+        return bench.main(rest)
+    elif command in COMMANDS:
+        # Their classes are known by name once imported; the other commands do without them.
+        from lightning_overlock import data, tasks  # noqa: F401
+
+        TrainingCLI(read_request(command, rest))
+    else:
+        known = [*COMMANDS, "configs", "bench", "--version", "--help"]
+        raise InputError(
+            f"{command}: no command of this name.{did_you_mean(command, known)}\n"
+            f"Expected one of {', '.join(known)}."
+        )
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    if rank_zero_only.rank == 0:
+        print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)
+    return 2
+
+
+def _raised_by_network(error: ValueError) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+    rooms = ("ops", "layers", "models")
+    return module.startswith(tuple(f"{__package__}.{room}" for room in rooms))
+
+
+@dataclass
+class Request:
+    """What was typed after a command, as far as it must be known before the options are parsed.
+
+    Attributes:
+        command: The command.
+        name: The run's name.
+        configs: The configurations as (source, YAML text), a checkpoint's own first.
+        words: The other arguments.
+        ckpt_path: The checkpoint, if one is given.
+        checkpoint: Its content.
+    """
+
+    command: str
+    name: str
+    configs: list[tuple[str, str]]
+    words: list[str]
+    ckpt_path: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+
+
+def read_request(command: str, arguments: list[str]) -> Request:
+    """Find the configurations, the run's name and the checkpoint among the arguments.
+
+    Raises:
+        InputError: If one of them does not exist or cannot be read.
+    """
+    splitter = ArgumentSplitter()
+    splitter.add_argument("-c", "--config", action="append", default=[])
+    splitter.add_argument("--name")
+    splitter.add_argument("--ckpt_path")
+    found, words = splitter.parse_known_args(arguments)
+    files = [configs.find(name) for name in found.config]
+    texts = [(str(file), read_config(file)) for file in files]
+    given: dict[str, Any] = {}
+    for source, text in texts:
+        content = read_yaml(text, source)
+        given |= {key: content[key] for key in ("name", "ckpt_path") if content.get(key)}
+    name: str | None = found.name or given.get("name") or (files[-1].stem if files else None)
+    path: str | None = found.ckpt_path or given.get("ckpt_path")
+    requeued = command == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if path is None and requeued and name is not None:
+        path = "last" if (run_folder(name) / "checkpoints" / "last.ckpt").is_file() else None
+    request = Request(command, name or "run", texts, words)
+    if path is None:
+        return request
+    if path == "last":
+        if name is None:
+            raise InputError(
+                "--ckpt_path last: found neither --name nor --config, so no run to continue."
+            )
+        request.ckpt_path = last_checkpoint(name)
+    else:
+        request.ckpt_path = Path(path)
+    request.checkpoint = read_checkpoint(request.ckpt_path)
+    if "config" in request.checkpoint:
+        own = _own_config(request.checkpoint)
+        request.configs.insert(
+            0, (f"the configuration in {request.ckpt_path}", yaml.safe_dump(own))
+        )
+        request.name = name or run_of(request.ckpt_path) or own.get("name") or request.name
+    elif not texts:
+        raise InputError(
+            f"{request.ckpt_path}: found no configuration inside this checkpoint.\n"
+            "Expected a checkpoint written by `lightning fit`; else give --config as well."
+        )
+    return request
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a Lightning checkpoint's content.
+
+    Raises:
+        InputError: If the file does not exist or is no Lightning checkpoint.
+    """
+    if not path.is_file():
+        near = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
+        raise InputError(
+            f"--ckpt_path {path}: this file does not exist.{did_you_mean(str(path), near)}\n"
+            "Expected a checkpoint, as in runs/NAME/checkpoints/best.ckpt."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead to
+        raise InputError(
+            f"--ckpt_path {path}: this file is no checkpoint.\n"
+            "Expected one written by `lightning fit`, as in runs/NAME/checkpoints/best.ckpt."
+        ) from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise InputError(
+            f"--ckpt_path {path}: found weights or other content, but no Lightning checkpoint.\n"
+            "Expected one written by `lightning fit`; weights are given with --model.init_from."
+        )
+    return content
+
+
+def _own_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the checkpoint's configuration, with the class names its head was built for."""
+    own: dict[str, Any] = yaml.safe_load(checkpoint["config"])
+    class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
+    if class_names is not None:
+        own["model"].setdefault("init_args", {})["class_names"] = class_names
+    return own
+
+
+class TrainingCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`: LightningCLI with run folders and own checkpoints.
+
+    Args:
+        request: What was typed.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.folder = run_folder(request.name)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,  # RunConfig
+            trainer_defaults={"use_distributed_sampler": False},  # the data modules shard
+            seed_everything_default=42,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the task builds its own
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one command that was typed, as building each parser takes a while."""
+        every = LightningCLI.subcommands()
+        return {self.request.command: every[self.request.command] | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what the package adds to Lightning's options."""
+        parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
+        if self.request.checkpoint is None:
+            parser.link_arguments(
+                "data.class_names", "model.init_args.class_names", apply_on="instantiate"
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
+        """Parse what was typed, and hold it against the checkpoint."""
+        request, command = self.request, self.request.command
+        words = [*request.words, f"--name={request.name}"]
+        if request.ckpt_path is not None:
+            words.append(f"--ckpt_path={request.ckpt_path}")
+        options = self._subcommand_parsers[command]
+        self.config = parse(parser, command, options, request.configs, words)
+        if request.checkpoint is not None and "config" in request.checkpoint:
+            own = parse(parser, command, options, request.configs[:1], [])
+            self._refuse_contradictions(self._plain(own), self._plain(self.config))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint's hyperparameters alone: its configuration was read already."""
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        """Return the configuration as it is stored: without what belongs to one command only."""
+        command = self.request.command
+        text = self._subcommand_parsers[command].dump(config[command], skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        for key in self._subcommand_method_arguments[command]:
+            plain.pop(key, None)
+        return plain
+
+    def _refuse_contradictions(self, own: dict[str, Any], typed: dict[str, Any]) -> None:
+        path = self.request.ckpt_path
+        old, new = own["model"], typed["model"]
+        differing = {"model": (old["class_path"], new["class_path"])}
+        for key in old.get("init_args", {}):
+            differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
+        for name, (expected, found) in differing.items():
+            if found != expected:
+                raise InputError(
+                    f"--{name}: found {found}, but the checkpoint {path} was trained with "
+                    f"{expected}.\nLeave the option out to use the checkpoint's, or start a new "
+                    f"run from its weights with --model.init_from {path}."
+                )
+
+    def after_instantiate_classes(self) -> None:
+        """Hold the data and the network against the checkpoint."""
+        checkpoint, path = self.request.checkpoint, self.request.ckpt_path
+        if checkpoint is None:
+            return
+        trained = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if trained is not None and self.request.command != "predict":
+            found = getattr(self.datamodule, "class_names", trained)
+            if list(found) != list(trained):
+                raise InputError(
+                    f"The data have other classes than the checkpoint {path}.\n"
+                    f"Found {len(found)}: {_first(found)}\nExpected {len(trained)}: "
+                    f"{_first(trained)}"
+                )
+        found_shapes = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
+        wanted_shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
+        if wrong := sorted(set(found_shapes.items()) ^ set(wanted_shapes.items())):
+            name = wrong[0][0]
+            raise InputError(
+                f"--ckpt_path {path}: this is the checkpoint of another model.\n{name}: found "
+                f"{found_shapes.get(name, 'nothing')}, expected "
+                f"{wanted_shapes.get(name, 'nothing')} ({len(wrong)} entries differ)."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer of this run folder."""
+        given = self.config_init[self.request.command].trainer
+        if given.default_root_dir is not None:
+            raise InputError(
+                "--trainer.default_root_dir: the run folder is runs/NAME.\n"
+                "Expected --name for NAME, or the environment's OVERLOCK_RUNS for runs."
+            )
+        kwargs["default_root_dir"] = str(self.folder)
+        if given.logger in (None, True):
+            board = TensorBoardLogger(self.folder, name="", version="")
+            kwargs["logger"] = board if self.request.command == "fit" else False
+        self.trainer_defaults["callbacks"] = self._callbacks(given)
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, trainer: Namespace) -> list[Callback]:
+        """Return the callbacks that every run has, whatever callbacks its configuration lists."""
+        text = yaml.safe_dump(self._stored_config(), sort_keys=False)
+        found: list[Callback] = []
+        if trainer.fast_dev_run:  # leaves nothing behind
+            found.append(RunConfig(text, None))
+        else:
+            checkpoint = self.request.checkpoint or {}
+            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+            found += [
+                RunConfig(text, self.folder / "config.yaml"),
+                MetricsFile(self.folder / "metrics.csv", epoch, step),
+            ]
+            if trainer.enable_checkpointing is not False:
+                monitor = getattr(self.model, "monitor", "val/loss")
+                mode = getattr(self.model, "monitor_mode", "min")
+                found.append(BestAndLast(self.folder / "checkpoints", monitor, mode))
+        if trainer.enable_progress_bar is not False:
+            found.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+        return found
+
+    def _stored_config(self) -> dict[str, Any]:
+        plain = self._plain(self.config)
+        plain["model"].get("init_args", {}).pop("class_names", None)  # the data say them
+        return plain
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, holding the run folder."""
+        path = self.request.ckpt_path
+        continued = path is not None and run_of(path) == self.request.name
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit(model, **kwargs, weights_only=True)
+            return
+        with hold(self.folder, continued or requeued):
+            try:
+                self.trainer.fit(model, **kwargs, weights_only=True)
+            except Interrupted:
+                self._say(
+                    f"Saved {self.folder}/checkpoints/last.ckpt. Continue with\n"
+                    f"  lightning fit --name {self.request.name} --ckpt_path last"
+                )
+                raise
+        self._say(format_metrics(self.trainer))
+        best = self.trainer.checkpoint_callback
+        if isinstance(best, BestAndLast) and best.best_model_path:
+            self._say(f"best {best.monitor} {best.best_model_score:.4g}: {best.best_model_path}")
+        self._say(f"logs: {self.folder}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs if subcommand == "fit" else {**kwargs, "weights_only": True}
+
+    @staticmethod
+    @rank_zero_only
+    def _say(text: str) -> None:
+        print(text)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,0 +1,255 @@
+"""Reading the arguments of a command: unknown names and wrong values in three lines at most."""
+
+import argparse
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_overlock.errors import InputError, did_you_mean
+
+# The options whose class is chosen by the user, and what it must derive from.
+CHOSEN: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+
+
+class _ParseError(Exception):
+    """What jsonargparse found wrong, in its own words."""
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, which takes no abbreviated options and leaves exiting to its caller."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        if not self.exit_on_error:  # a parser inside the parser, whose errors are collected
+            super().error(message, ex)
+        raise _ParseError(message) from ex
+
+
+class ArgumentSplitter(argparse.ArgumentParser):
+    """Takes a few options out of the arguments, for what must be known before the others."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise InputError(f"{message}.")
+
+
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return a configuration's content.
+
+    Raises:
+        InputError: If it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(
+            f"{source}{line}: not valid YAML ({getattr(error, 'problem', error)})."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: found {str(content)[:60]!r}, expected YAML `option: value`.")
+    return content
+
+
+def parse(
+    parser: Parser,
+    command: str,
+    options: Parser,
+    configs: list[tuple[str, str]],
+    words: list[str],
+) -> Namespace:
+    """Parse the arguments of one command.
+
+    Args:
+        parser: The whole command's parser.
+        command: The subcommand.
+        options: The subcommand's parser.
+        configs: Configurations as (where it is from, YAML text); later ones override.
+        words: The other arguments; they override the configurations.
+
+    Raises:
+        InputError: For an unknown name or a value of the wrong type.
+    """
+    contents = [(source, read_yaml(text, source)) for source, text in configs]
+    typed = list(_typed(words))
+    chosen = _chosen_classes(contents, typed)
+    known = _known_options(options, chosen)
+    for source, content in contents:
+        for name in _names(content, known):
+            _check_name(name, known, f"{source}: unknown option '{name}'.")
+    for name, _ in typed:
+        _check_name(name, known, f"--{name}: unknown option.")
+    arguments = [command]
+    for _, text in configs:
+        arguments += ["--config", text if text.strip() else "{}"]
+    try:
+        return parser.parse_args([*arguments, *words])
+    except _ParseError as error:
+        given = [name for name, _ in typed]
+        given += [name for _, content in contents for name in _names(content, known)]
+        raise InputError(_boil_down(str(error), command, given)) from error
+
+
+def _typed(words: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the options on the command line as (name, value)."""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            raise InputError(f"{word}: unexpected word; expected an option, as in --name VALUE.")
+        name, equals, value = word.lstrip("-").partition("=")
+        if equals:
+            yield name, value
+        elif name in {"h", "print_config"} or name.split(".")[-1] == "help":
+            # Their value is optional and changes nothing here.
+            return
+        else:
+            following = next(rest, None)
+            if following is None or following.startswith("--"):
+                raise InputError(f"{word}: found no value; expected {word} VALUE.")
+            yield name, following
+
+
+def _chosen_classes(
+    contents: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, str | None]]
+) -> dict[str, set[type]]:
+    """Return the classes named for the model and the data."""
+    named: list[tuple[str, str, Any]] = []
+    for source, content in contents:
+        for option in CHOSEN:
+            value = content.get(option)
+            name = value.get("class_path") if isinstance(value, dict) else value
+            named.append((f"{source}: {option}", option, name))
+    for name, value in typed:
+        option = name.removesuffix(".class_path")
+        if option in CHOSEN:
+            named.append((f"--{name}", option, value))
+    chosen: dict[str, set[type]] = {option: set() for option in CHOSEN}
+    for source, option, name in named:
+        if isinstance(name, str) and not name.startswith("{"):
+            chosen[option].add(_find_class(source, name, CHOSEN[option]))
+    return chosen
+
+
+def _find_class(source: str, name: str, base: type) -> type:
+    module, _, attribute = name.rpartition(".")
+    known = {found.__name__: found for found in _subclasses(base)}
+    if not module:
+        found = known.get(name)
+    else:
+        try:
+            found = getattr(importlib.import_module(module), attribute, None)
+        except ModuleNotFoundError:
+            found = None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        ours = sorted(
+            name
+            for name, c in known.items()
+            if not c.__module__.startswith("lightning.") and not name.startswith(("_", "Base"))
+        )
+        raise InputError(
+            f"{source} {name}: no class of this name.{did_you_mean(name, ours)}\n"
+            f"Expected one of {', '.join(ours)}, or the import path of a {base.__name__}."
+        )
+    return found
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _subclasses(found)
+
+
+def _known_options(options: Parser, chosen: dict[str, set[type]]) -> set[str]:
+    """Return every option's name, with those of the chosen classes in their short form."""
+    known = {
+        string.lstrip("-")
+        for action in options._actions
+        for string in action.option_strings
+        if string.startswith("--")
+    }
+    for option, classes in chosen.items():
+        linked = {name.replace("init_args.", "") for name in _link_targets(options)}
+        for found in classes:
+            parameters = ArgumentParser().add_class_arguments(found, option, fail_untyped=False)
+            known |= set(parameters) - linked
+    return known
+
+
+def _link_targets(options: Parser) -> list[str]:
+    group = getattr(options, "_links_group", None)
+    return [action.target[0] for action in group._group_actions] if group else []
+
+
+def _names(content: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[str]:
+    """Yield the options that a configuration sets, in their short form."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in CHOSEN and isinstance(value, dict):
+            yield from (f"{name}.{k}" for k in value if k not in {"init_args", "dict_kwargs"})
+            yield from (f"{name}.{k}" for k in value.get("init_args") or {})
+        elif isinstance(value, dict) and any(k.startswith(f"{name}.") for k in known):
+            yield from _names(value, known, f"{name}.")
+        else:
+            yield name
+
+
+def _check_name(name: str, known: set[str], problem: str) -> None:
+    short = name.replace(".init_args.", ".", 1) if name.split(".")[0] in CHOSEN else name
+    parts = short.removesuffix("+").split(".")
+    parents = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    # What follows the name of an option that takes a class or a dictionary is the value's matter.
+    ours = parents & known - ({"model", "data", "trainer"} if len(parts) > 1 else set())
+    if ours or (parts[0] in CHOSEN and parts[1:2] in (["class_path"], ["dict_kwargs"])):
+        return
+    same_end = [k for k in sorted(known) if k.split(".")[-1] == parts[-1]]
+    near = same_end or difflib.get_close_matches(short, sorted(known), n=1, cutoff=0.6)
+    hint = f" Did you mean '--{near[0]}'?" if near else ""
+    raise InputError(f"{problem}{hint}\n`lightning COMMAND --help` lists the options.")
+
+
+def _boil_down(message: str, command: str, given: list[str]) -> str:
+    """Put jsonargparse's words about a value into one to three lines."""
+    if missing := re.search(r"arguments are required: (.*)", message):
+        needed = missing[1].replace(f"{command}.", "--")
+        return (
+            f"{command} needs {needed}.\n"
+            "Give --config NAME (`lightning configs` lists the shipped ones), or --model and --data."
+        )
+    key = re.search(r'Parser key "([^"]+)"', message)
+    found = re.search(r"(?:Given|Got) value: (.*)", message)
+    expected = re.findall(r"Expected an? (<class '[^']+'>|[\w ]+)", message)
+    if key and found:
+        name = key[1].replace("init_args.", "")
+        # An inner parser knows only the end of the option's name.
+        name = next((g for g in given if g == name or g.endswith(f".{name}")), name)
+        types = [re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", text) for text in expected]
+        types = list(dict.fromkeys("None" if t == "NoneType" else t for t in types))
+        wanted = f", expected {' or '.join(types)}" if types else ""
+        return f"{name}: found {found[1][:80]}{wanted}."
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "\n".join(line[:160] for line in lines[:3])
+
+
+def read_config(path: Path) -> str:
+    """Return a configuration file's text."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: found a binary file, expected a YAML configuration.") from None
