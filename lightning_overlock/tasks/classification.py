@@ -1,0 +1,201 @@
+"""Image classification with any timm model."""
+
+import csv
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_overlock.errors import InputError
+from lightning_overlock.tasks.base import BaseTask
+
+Prediction = tuple[str, list[str], list[float]]
+
+
+class ClassificationTask(BaseTask):
+    """Train, evaluate and apply an image classifier.
+
+    Batches are (images (B, 3, H, W) float32, labels (B,) int64); in prediction (images, items),
+    with a file path or name per image. Logs `train/loss` (mean of the epoch), `train/loss_step`,
+    and `loss` (cross-entropy of the plain labels), `top1`, `top5` under `val/` and `test/`.
+    Prediction writes `predictions.csv` into the trainer's `default_root_dir`.
+
+    Args:
+        class_names: Names of the classes; linked from the data.
+        overview_weight: Weight of the loss on the overview logits, for backbones that have them
+            (`forward_overview`); with 0 the model is built without that head.
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Alpha of mixup (arXiv 1710.09412); 0 turns it off.
+        cutmix: Alpha of cutmix (arXiv 1905.04899); 0 turns it off.
+        mixup_prob: Share of the batches that are mixed.
+        mixup_switch_prob: Share of cutmix among the mixed batches when both are on.
+        kwargs: Arguments of `BaseTask`.
+
+    Raises:
+        InputError: an argument is out of range, or the backbone refuses its own.
+    """
+
+    monitor = "val/top1"
+
+    def __init__(
+        self,
+        class_names: list[str],
+        overview_weight: float = 0.4,
+        label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+
+    def build_model(self, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        """Return the classifier, with an overview head if there can be one and its loss counts."""
+        model: Any = super().build_model(num_classes, pretrained, **kwargs)
+        # OverLoCK without its decomposition (dds=False) has no Overview-Net.
+        has_overview = hasattr(model, "forward_overview") and model.overview is not None
+        if self.hparams["overview_weight"] > 0 and has_overview:
+            model = super().build_model(num_classes, pretrained, overview_head=True, **kwargs)
+        return model
+
+    def configure_losses(self) -> None:
+        """Set up mixup and cutmix."""
+        hparams = self.hparams
+        self.mixup = None
+        if hparams["mixup"] > 0 or hparams["cutmix"] > 0:
+            self.mixup = Mixup(
+                mixup_alpha=hparams["mixup"],
+                cutmix_alpha=hparams["cutmix"],
+                prob=hparams["mixup_prob"],
+                switch_prob=hparams["mixup_switch_prob"],
+                label_smoothing=hparams["label_smoothing"],
+                num_classes=len(self.class_names),
+            )
+
+    def configure_metrics(self) -> None:
+        """Set up the loss of plain labels, top-1 and top-5 (of fewer classes: of all)."""
+        count = len(self.class_names)
+        metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(count, average="micro"),
+                "top5": MulticlassAccuracy(count, top_k=min(5, count), average="micro"),
+            }
+        )
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.val_loss = MeanMetric()
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, classes)."""
+        with self.explained(images):
+            return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss: main and weighted overview logits against the same targets."""
+        images, targets = self.mix(*batch)
+        # Mixup's targets are smoothed already.
+        smoothing = self.hparams["label_smoothing"] if self.mixup is None else 0.0
+        if getattr(self.model, "overview_head", None) is not None:
+            with self.explained(images):
+                logits, overview_logits = self.model.forward_overview(images)
+            overview_loss = F.cross_entropy(overview_logits, targets, label_smoothing=smoothing)
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            loss = loss + self.hparams["overview_weight"] * overview_loss
+        else:
+            loss = F.cross_entropy(self(images), targets, label_smoothing=smoothing)
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images and return them with soft targets (B, classes), or as they are without mixup.
+
+        Raises:
+            InputError: the batch has an odd number of images; they are mixed in pairs.
+        """
+        if self.mixup is None:
+            return images, labels
+        if len(images) % 2:
+            raise InputError(
+                f"mixup and cutmix mix images in pairs, found a batch of {len(images)}\n"
+                "expected an even data.batch_size"
+            )
+        return self.mixup(images, labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(batch, self.val_loss, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss`, `val/top1` and `val/top5`."""
+        self._log_evaluation("val", self.val_loss, self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(batch, self.test_loss, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss`, `test/top1` and `test/top5`."""
+        self._log_evaluation("test", self.test_loss, self.test_metrics)
+
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], loss: MeanMetric, metrics: MetricCollection
+    ) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        # Per image, so that batches of unequal size and several processes weigh right.
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        metrics.update(logits, labels)
+
+    def _log_evaluation(self, stage: str, loss: MeanMetric, metrics: MetricCollection) -> None:
+        # At the end of the epoch and not in the step: every process gets here, also one
+        # without a batch, so that none waits for another for ever.
+        self.log_dict({f"{stage}/loss": loss.compute(), **metrics.compute()}, prog_bar=True)
+        loss.reset()
+        metrics.reset()
+
+    def on_predict_epoch_start(self) -> None:
+        """Start a new list."""
+        self._predictions: list[Prediction] = []
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> list[Prediction]:
+        """Return (item, top-5 class names, their probabilities) per image."""
+        images, items = batch
+        top = self(images).float().softmax(dim=1).topk(min(5, len(self.class_names)))
+        rows = [
+            (item, [self.class_names[index] for index in indices], probabilities)
+            for item, indices, probabilities in zip(
+                items, top.indices.tolist(), top.values.tolist(), strict=True
+            )
+        ]
+        self._predictions += rows
+        return rows
+
+    def on_predict_epoch_end(self) -> None:
+        """Write `predictions.csv` with the rows of all processes, those of the first first."""
+        rows: list[list[Prediction]] = [self._predictions]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rows = [[]] * self.trainer.world_size
+            torch.distributed.all_gather_object(rows, self._predictions)
+        if not self.trainer.is_global_zero:
+            return
+        path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ranks = range(1, min(5, len(self.class_names)) + 1)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["item", *(f"class{r}" for r in ranks), *(f"probability{r}" for r in ranks)]
+            )
+            for item, names, probabilities in chain.from_iterable(rows):
+                writer.writerow([item, *names, *(f"{value:.6f}" for value in probabilities)])
+        rank_zero_info(f"Predictions: {path}")
