@@ -304,11 +304,12 @@ class BaseTask(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite over good ones."""
-        if bad := [name for name, value in checkpoint["state_dict"].items() if not _finite(value)]:
+        """Refuse to save weights that are NaN over good ones."""
+        weights = checkpoint["state_dict"]
+        if bad := [name for name, value in weights.items() if bool(value.isnan().any())]:
             raise InputError(
-                f"the weights are not finite at step {self.global_step} ({bad[0]}); no checkpoint "
-                "was saved, earlier ones are good\ntry a lower model.lr or "
+                f"weights are NaN at step {self.global_step} ({bad[0]}); no checkpoint was saved, "
+                "earlier ones are good\ntry a lower model.lr or "
                 "trainer.gradient_clip_val 5"
             )
 
@@ -352,10 +353,6 @@ def _rows(weights: Mapping[str, Tensor], classifier: str | tuple[str, ...]) -> i
     name = classifier if isinstance(classifier, str) else classifier[0]
     weight = weights.get(f"{name}.weight")
     return None if weight is None else len(weight)
-
-
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.Module:
