@@ -888,7 +888,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     to train on, take the release's other form.)
 
     Args:
-        state_dict: by the release's names; one by our names is returned as it is.
+        state_dict: by the release's names, or by ours already.
         model: the `OverLoCK` to be filled.
 
     Returns:
@@ -896,15 +896,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         head is left out where the model has none, and left as the model has it where the file
         has none or one of other classes.
     """
-    if any(name.startswith(("base.", "focus.")) for name in state_dict):
-        return state_dict
     own = model.state_dict()
     kernels = {
         name.split(".")[0]: value.shape[-1]
         for name, value in state_dict.items()
         if name.endswith("lk_origin.weight")
     }
-    out = {_our_name(name, kernels): value for name, value in state_dict.items()}
+    ours = any(name.startswith(("base.", "focus.")) for name in state_dict)
+    out = {name if ours else _our_name(name, kernels): state_dict[name] for name in state_dict}
     merged = [
         name.removesuffix(".large.conv.bias") for name in out if name.endswith(".large.conv.bias")
     ]
