@@ -1,5 +1,6 @@
 """Data modules: images and labels for the tasks."""
 
 from lightning_overlock.data.digits import ClutteredDigitsDataModule, DigitsDataModule
+from lightning_overlock.data.image_folder import ImageFolderDataModule
 
-__all__ = ["ClutteredDigitsDataModule", "DigitsDataModule"]
+__all__ = ["ClutteredDigitsDataModule", "DigitsDataModule", "ImageFolderDataModule"]

@@ -1,5 +1,6 @@
 """What all data modules share: loaders that are exact on resuming and shard themselves."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
@@ -19,7 +20,7 @@ from lightning_overlock.errors import InputError
 Split = Literal["train", "val", "test", "predict"]
 
 
-class BaseDataModule(LightningDataModule):
+class BaseDataModule(LightningDataModule, ABC):
     """Makes the loaders; a data module adds `class_names` and `source`.
 
     Works with a trainer (rank, device and position in the epoch come from it) and without one.
@@ -49,9 +50,9 @@ class BaseDataModule(LightningDataModule):
         self.skip_corrupt = skip_corrupt
         self._loaders: list[Loader] = []
 
+    @abstractmethod
     def source(self, split: Split) -> Source:
         """Return the images of a split, as items (image (3, H, W), label or name)."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> Loader:
         """Return batches (images (B, 3, H, W) float32, labels (B,) int64), shuffled."""

@@ -236,7 +236,7 @@ class _Reader(Dataset[_Read]):
             except CorruptImage as error:
                 if not self.skip_corrupt:
                     raise
-                skipped.append(str(error))
+                skipped.append(str(error).splitlines()[0])
         if self.replace:
             raise InputError(f"none of the {count} images can be read, for example {skipped[0]}")
         return []
