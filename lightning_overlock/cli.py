@@ -1,8 +1,10 @@
 """The `lightning` command: what was typed becomes a task, its data and a trainer."""
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,24 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_overlock import __version__, configs
 from lightning_overlock.callbacks.checkpoint import BestAndLast, Interrupted
+from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.metrics_file import MetricsFile
 from lightning_overlock.callbacks.run_config import RunConfig
-from lightning_overlock.callbacks.run_folder import hold, last_checkpoint, run_folder, run_of
+from lightning_overlock.callbacks.run_folder import (
+    hold,
+    is_rank_zero,
+    last_checkpoint,
+    run_folder,
+    run_of,
+)
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.parser import ArgumentSplitter, Parser, parse, read_config, read_yaml
 
@@ -53,21 +62,17 @@ lightning --version prints the version.
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
+# Options of a task that change how fast it computes, not what: free to differ from a checkpoint's.
+FREE = {"compile", "channels_last", "grad_checkpointing"}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 2 for a known input error, 130 for Ctrl-C."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
-        return _refuse(error)
-    except ValueError as error:
-        # The network's own files raise it only for what they were given.
-        if not _raised_by_network(error):
-            raise
-        return _refuse(error)
     except Interrupted as interrupt:
         # A process that Lightning started must not look like a crash to the one that started it.
-        return 128 + interrupt.signum if rank_zero_only.rank == 0 else 0
+        return 128 + interrupt.signum if is_rank_zero() else 0
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -78,6 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
         if leave.code not in {None, 0}:
             raise
         return 0
+    except Exception as error:
+        if not (isinstance(error, InputError) or _raised_by_network(error)):
+            raise
+        if is_rank_zero():
+            print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -92,9 +103,9 @@ def _run(arguments: list[str]) -> int:
             raise InputError(f"configs takes no arguments, found {' '.join(rest)}.")
         print(configs.listing())
     elif command == "bench":
-        from lightning_overlock import bench
+        from lightning_overlock.bench import main as bench
 
-        return bench.main(rest)
+        return bench(rest)
     elif command in COMMANDS:
         # Their classes are known by name once imported; the other commands do without them.
         from lightning_overlock import data, tasks  # noqa: F401
@@ -109,19 +120,27 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _refuse(error: Exception) -> int:
-    if rank_zero_only.rank == 0:
-        print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)
-    return 2
-
-
-def _raised_by_network(error: ValueError) -> bool:
+def _raised_by_network(error: BaseException) -> bool:
+    """Tell whether a ValueError is from the network's own files, which raise it for bad input."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
-    rooms = ("ops", "layers", "models")
-    return module.startswith(tuple(f"{__package__}.{room}" for room in rooms))
+    rooms = tuple(f"{__package__}.{room}." for room in ("ops", "layers", "models"))
+    return isinstance(error, ValueError) and module.startswith(rooms)
+
+
+def _keep_quiet() -> None:
+    """Silence what Lightning says that nobody at the command line can act on."""
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_has_substance)
+    # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
+
+
+def _has_substance(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(("💡 Tip", "`weights_only` was not set", "TPU available: False"))
 
 
 @dataclass
@@ -237,6 +256,7 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, request: Request) -> None:
+        _keep_quiet()
         self.request = request
         self.folder = run_folder(request.name)
         super().__init__(
@@ -258,6 +278,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the package adds to Lightning's options."""
+        parser.add_lightning_class_args(EMA, "ema")
         parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
         if self.request.checkpoint is None:
             parser.link_arguments(
@@ -292,7 +313,7 @@ class TrainingCLI(LightningCLI):
         path = self.request.ckpt_path
         old, new = own["model"], typed["model"]
         differing = {"model": (old["class_path"], new["class_path"])}
-        for key in old.get("init_args", {}):
+        for key in sorted(old.get("init_args", {}).keys() - FREE):
             differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
         for name, (expected, found) in differing.items():
             if found != expected:
@@ -302,28 +323,24 @@ class TrainingCLI(LightningCLI):
                     f"run from its weights with --model.init_from {path}."
                 )
 
-    def after_instantiate_classes(self) -> None:
-        """Hold the data and the network against the checkpoint."""
-        checkpoint, path = self.request.checkpoint, self.request.ckpt_path
-        if checkpoint is None:
-            return
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; hold the data's classes against the checkpoint's."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            # jsonargparse wraps whatever a constructor raises.
+            raise error.__cause__ from None
+        checkpoint = self.request.checkpoint or {}
         trained = checkpoint.get("hyper_parameters", {}).get("class_names")
-        if trained is not None and self.request.command != "predict":
-            found = getattr(self.datamodule, "class_names", trained)
-            if list(found) != list(trained):
-                raise InputError(
-                    f"The data have other classes than the checkpoint {path}.\n"
-                    f"Found {len(found)}: {_first(found)}\nExpected {len(trained)}: "
-                    f"{_first(trained)}"
-                )
-        found_shapes = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
-        wanted_shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
-        if wrong := sorted(set(found_shapes.items()) ^ set(wanted_shapes.items())):
-            name = wrong[0][0]
+        if trained is None or self.request.command == "predict":
+            return
+        found = getattr(self.datamodule, "class_names", trained)
+        if list(found) != list(trained):
             raise InputError(
-                f"--ckpt_path {path}: this is the checkpoint of another model.\n{name}: found "
-                f"{found_shapes.get(name, 'nothing')}, expected "
-                f"{wanted_shapes.get(name, 'nothing')} ({len(wrong)} entries differ)."
+                f"The data have other classes than the checkpoint {self.request.ckpt_path}.\n"
+                f"Found {len(found)}: {_first(found)}\nExpected {len(trained)}: {_first(trained)}"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -338,6 +355,9 @@ class TrainingCLI(LightningCLI):
         if given.logger in (None, True):
             board = TensorBoardLogger(self.folder, name="", version="")
             kwargs["logger"] = board if self.request.command == "fit" else False
+        if not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False  # EpochLines
+        kwargs["enable_model_summary"] = False  # among the callbacks
         self.trainer_defaults["callbacks"] = self._callbacks(given)
         return super().instantiate_trainer(**kwargs)
 
@@ -358,8 +378,11 @@ class TrainingCLI(LightningCLI):
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")
                 found.append(BestAndLast(self.folder / "checkpoints", monitor, mode))
+        interactive = sys.stdout.isatty()
         if trainer.enable_progress_bar is not False:
-            found.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+            found.append(RichProgressBar() if interactive else EpochLines())
+        if trainer.enable_model_summary is not False:
+            found.append(RichModelSummary() if interactive else ModelSummary())
         return found
 
     def _stored_config(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from lightning_overlock.errors import InputError, did_you_mean
 
@@ -69,9 +71,9 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def parse(
-    parser: Parser,
+    parser: ArgumentParser,
     command: str,
-    options: Parser,
+    options: ArgumentParser,
     configs: list[tuple[str, str]],
     words: list[str],
 ) -> Namespace:
@@ -102,9 +104,7 @@ def parse(
     try:
         return parser.parse_args([*arguments, *words])
     except _ParseError as error:
-        given = [name for name, _ in typed]
-        given += [name for _, content in contents for name in _names(content, known)]
-        raise InputError(_boil_down(str(error), command, given)) from error
+        raise InputError(_boil_down(str(error), command)) from error
 
 
 def _typed(words: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -150,6 +150,7 @@ def _chosen_classes(
 def _find_class(source: str, name: str, base: type) -> type:
     module, _, attribute = name.rpartition(".")
     known = {found.__name__: found for found in _subclasses(base)}
+    found: Any
     if not module:
         found = known.get(name)
     else:
@@ -176,7 +177,7 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(found)
 
 
-def _known_options(options: Parser, chosen: dict[str, set[type]]) -> set[str]:
+def _known_options(options: ArgumentParser, chosen: dict[str, set[type]]) -> set[str]:
     """Return every option's name, with those of the chosen classes in their short form."""
     known = {
         string.lstrip("-")
@@ -192,7 +193,7 @@ def _known_options(options: Parser, chosen: dict[str, set[type]]) -> set[str]:
     return known
 
 
-def _link_targets(options: Parser) -> list[str]:
+def _link_targets(options: ArgumentParser) -> list[str]:
     group = getattr(options, "_links_group", None)
     return [action.target[0] for action in group._group_actions] if group else []
 
@@ -224,27 +225,38 @@ def _check_name(name: str, known: set[str], problem: str) -> None:
     raise InputError(f"{problem}{hint}\n`lightning COMMAND --help` lists the options.")
 
 
-def _boil_down(message: str, command: str, given: list[str]) -> str:
-    """Put jsonargparse's words about a value into one to three lines."""
+def _boil_down(message: str, command: str) -> str:
+    """Put jsonargparse's words about a value into one or two lines."""
     if missing := re.search(r"arguments are required: (.*)", message):
         needed = missing[1].replace(f"{command}.", "--")
         return (
-            f"{command} needs {needed}.\n"
-            "Give --config NAME (`lightning configs` lists the shipped ones), or --model and --data."
+            f"{command} needs {needed}.\nGive --config NAME (`lightning configs` lists the shipped "
+            "ones), or --model and --data."
         )
-    key = re.search(r'Parser key "([^"]+)"', message)
-    found = re.search(r"(?:Given|Got) value: (.*)", message)
-    expected = re.findall(r"Expected an? (<class '[^']+'>|[\w ]+)", message)
-    if key and found:
-        name = key[1].replace("init_args.", "")
-        # An inner parser knows only the end of the option's name.
-        name = next((g for g in given if g == name or g.endswith(f".{name}")), name)
-        types = [re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", text) for text in expected]
-        types = list(dict.fromkeys("None" if t == "NoneType" else t for t in types))
-        wanted = f", expected {' or '.join(types)}" if types else ""
-        return f"{name}: found {found[1][:80]}{wanted}."
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return "\n".join(line[:160] for line in lines[:3])
+    # Alternatives are indented below what they are alternatives of; the last key is the innermost.
+    keys = list(re.finditer(r'^( *)Parser key "([^"]+)":', message, re.M))
+    if not keys:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        return "\n".join(line[:160] for line in lines[:3])
+    name = ".".join(key[2].replace("init_args.", "") for key in keys)
+    if refused := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
+        module, _, found = refused[1].rpartition(".")
+        accepted = inspect.signature(getattr(importlib.import_module(module), found)).parameters
+        return f"{name}: {found} has no option '{refused[2]}'.{did_you_mean(refused[2], accepted)}"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        known = [c.__name__ for base in (Callback, Logger) for c in _subclasses(base)]
+        return f"{name}: no class is named '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
+    problem = message[keys[-1].end() :]
+    found_value = re.search(r"(?:Given|Got) value: (.*)", problem)
+    expected: list[str] = []
+    for text in re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", problem, re.M):
+        if literal := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", text):
+            expected += literal[1].replace("'", "").split(", ")
+        else:
+            expected.append(re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", text))
+    wanted = " or ".join("None" if e == "NoneType" else e for e in dict.fromkeys(expected))
+    value = found_value[1][:80] if found_value else "a value that does not fit"
+    return f"{name}: found {value}, expected {wanted or 'another type'}."
 
 
 def read_config(path: Path) -> str:

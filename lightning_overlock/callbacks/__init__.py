@@ -1,0 +1,1 @@
+"""Callbacks: what a run keeps, writes and says while it trains."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from lightning_overlock.callbacks.run_folder import is_rank_zero
 
 
 class Interrupted(Exception):
@@ -61,7 +63,7 @@ class BestAndLast(Checkpoint):
         if (self.folder / "best.ckpt").is_file():
             self.best_model_score = state_dict["best_model_score"]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best checkpoint."""
         score = trainer.callback_metrics.get(self.monitor)
         if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
@@ -71,7 +73,7 @@ class BestAndLast(Checkpoint):
             self.best_model_score = value
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last checkpoint, and stop here if a signal asked for it."""
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if self._stop_asked(trainer):
@@ -80,9 +82,9 @@ class BestAndLast(Checkpoint):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Save and stop after this step if a signal asked for it."""
@@ -94,7 +96,7 @@ class BestAndLast(Checkpoint):
         trainer.save_checkpoint(self.folder / "last.ckpt")
         raise Interrupted(self._signum or signal.SIGINT)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for signals."""
         if threading.current_thread() is not threading.main_thread():
             return
@@ -105,17 +107,18 @@ class BestAndLast(Checkpoint):
             signals.append(signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
             raise KeyboardInterrupt
         self._signum = signum
-        print("\nStopping after this step to save it; once more stops at once.", flush=True)
+        if is_rank_zero():
+            print("\nStopping after this step to save it; once more stops at once.", flush=True)
 
     def _stop_asked(self, trainer: Trainer) -> bool:
         asked = self._signum is not None

@@ -9,12 +9,12 @@ from lightning.pytorch.utilities import rank_zero_only
 class EpochLines(Callback):
     """Prints one line of metrics per epoch, where a progress bar would fill a log file."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = time.monotonic()
 
     @rank_zero_only
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
         epochs = trainer.max_epochs
         of = f"/{epochs}" if epochs is not None and epochs > 0 else ""

@@ -25,17 +25,17 @@ class MetricsFile(Callback):
         self.step = step
         self._validated = False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row of a stand-alone validation; in training the epoch's row has it."""
         self._validated = not trainer.sanity_checking
         if trainer.state.fn == "validate":
             self._write(trainer, "validate", self.epoch, self.step)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row of a test."""
         self._write(trainer, "test", self.epoch, self.step)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row."""
         self._write(trainer, "fit", trainer.current_epoch, trainer.global_step)
         self._validated = False
@@ -46,7 +46,8 @@ class MetricsFile(Callback):
         row: dict[str, Any] = {"stage": stage, "epoch": epoch, "step": step}
         for name, value in trainer.callback_metrics.items():
             # The last validation's values stay around in epochs without validation.
-            if stage != "fit" or self._validated or not name.startswith("val/"):
+            stale = stage == "fit" and name.startswith("val/") and not self._validated
+            if not stale and not name.endswith("_step"):
                 row[name] = f"{float(value):.6g}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", newline="") as file:

@@ -18,15 +18,15 @@ class RunConfig(Callback):
         self.text = text
         self.path = path
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file."""
         if stage == "fit" and self.path is not None and trainer.is_global_zero:
             self.path.write_text(self.text)
 
     def on_save_checkpoint(
         self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
+        trainer: Trainer,
+        pl_module: LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
         """Add the key "config"."""

@@ -11,6 +11,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_overlock.errors import InputError, did_you_mean
 
 
+def is_rank_zero() -> bool:
+    """Tell whether this process is the first of all, which alone writes and speaks."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
 def run_folder(name: str) -> Path:
     """Return the folder of the run `name`; the environment's OVERLOCK_RUNS moves `runs`."""
     if not name or name in {".", ".."} or "/" in name or os.sep in name:
@@ -52,7 +57,7 @@ def hold(folder: Path, continued: bool) -> Iterator[None]:
     Raises:
         InputError: If another process is training into the folder.
     """
-    if rank_zero_only.rank != 0:
+    if not is_rank_zero():
         yield
         return
     lock = _lock(folder)

@@ -44,7 +44,7 @@ def find(name: str) -> Path:
 def listing() -> str:
     """Return one line per shipped configuration: its name and its file's first comment line."""
     lines = []
-    width = max(map(len, shipped()))
+    width = max(map(len, shipped()), default=0)
     for name, file in shipped().items():
         first = file.read_text().split("\n", 1)[0]
         lines.append(f"{name:<{width}}  {first.removeprefix('#').strip()}")
