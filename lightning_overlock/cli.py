@@ -50,7 +50,7 @@ commands:
 options of fit, validate, test and predict:
   -c, --config NAME|FILE  a shipped configuration, or a YAML file (with a suffix or a slash);
                           several combine, later ones override, single options override all
-  --name NAME             the run folder is runs/NAME (default: the last configuration's name);
+  --name NAME             the run folder is runs/NAME (default: the configurations' names);
                           the environment's OVERLOCK_RUNS moves `runs`
   --ckpt_path FILE|last   the checkpoint to use, with the configuration inside it
   --model.…, --data.…, --trainer.…   everything else; listed by
@@ -176,12 +176,16 @@ def read_request(command: str, arguments: list[str]) -> Request:
     splitter.add_argument("--ckpt_path")
     found, words = splitter.parse_known_args(arguments)
     files = [configs.find(name) for name in found.config]
-    texts = [(str(file), read_config(file)) for file in files]
+    texts = [
+        (f"--config {name}", read_config(file))
+        for name, file in zip(found.config, files, strict=True)
+    ]
     given: dict[str, Any] = {}
     for source, text in texts:
         content = read_yaml(text, source)
         given |= {key: content[key] for key in ("name", "ckpt_path") if content.get(key)}
-    name: str | None = found.name or given.get("name") or (files[-1].stem if files else None)
+    stems = "-".join(file.stem for file in files)
+    name: str | None = found.name or given.get("name") or stems or None
     path: str | None = found.ckpt_path or given.get("ckpt_path")
     requeued = command == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if path is None and requeued and name is not None:
@@ -368,16 +372,14 @@ class TrainingCLI(LightningCLI):
         if trainer.fast_dev_run:  # leaves nothing behind
             found.append(RunConfig(text, None))
         else:
-            checkpoint = self.request.checkpoint or {}
-            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
-            found += [
-                RunConfig(text, self.folder / "config.yaml"),
-                MetricsFile(self.folder / "metrics.csv", epoch, step),
-            ]
+            found.append(RunConfig(text, self.folder / "config.yaml"))
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")
                 found.append(BestAndLast(self.folder / "checkpoints", monitor, mode))
+            checkpoint = self.request.checkpoint or {}
+            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+            found.append(MetricsFile(self.folder / "metrics.csv", epoch, step))
         interactive = sys.stdout.isatty()
         if trainer.enable_progress_bar is not False:
             found.append(RichProgressBar() if interactive else EpochLines())
@@ -408,9 +410,11 @@ class TrainingCLI(LightningCLI):
                 )
                 raise
         self._say(format_metrics(self.trainer))
-        best = self.trainer.checkpoint_callback
-        if isinstance(best, BestAndLast) and best.best_model_path:
-            self._say(f"best {best.monitor} {best.best_model_score:.4g}: {best.best_model_path}")
+        for best in self.trainer.checkpoint_callbacks:
+            if isinstance(best, BestAndLast) and best.best_model_path:
+                self._say(
+                    f"best {best.monitor} {best.best_model_score:.4g}: {best.best_model_path}"
+                )
         self._say(f"logs: {self.folder}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -93,6 +93,13 @@ def parse(
     typed = list(_typed(words))
     chosen = _chosen_classes(contents, typed)
     known = _known_options(options, chosen)
+    for option in CHOSEN:
+        for source, content in contents:
+            if content.get(option) and not chosen[option]:
+                raise InputError(
+                    f"{source}: sets options of the {option}, but its class is not chosen.\nGive a "
+                    f"configuration that chooses it as well, or --{option} CLASS."
+                )
     for source, content in contents:
         for name in _names(content, known):
             _check_name(name, known, f"{source}: unknown option '{name}'.")
@@ -172,6 +179,7 @@ def _find_class(source: str, name: str, base: type) -> type:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    found: type
     for found in base.__subclasses__():
         yield found
         yield from _subclasses(found)

@@ -74,10 +74,12 @@ class BestAndLast(Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last checkpoint, and stop here if a signal asked for it."""
+        """Save the last checkpoint."""
         trainer.save_checkpoint(self.folder / "last.ckpt")
-        if self._stop_asked(trainer):
-            raise Interrupted(self._signum or signal.SIGINT)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here if a signal came during the end of the last epoch, which is saved."""
+        self._stop_if_asked(trainer, save=False)
 
     def on_train_batch_end(
         self,
@@ -91,10 +93,8 @@ class BestAndLast(Checkpoint):
         # Between accumulated batches gradients would be lost; the last batch of an epoch still
         # has its validation before it.
         between = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        if between or trainer.is_last_batch or not self._stop_asked(trainer):
-            return
-        trainer.save_checkpoint(self.folder / "last.ckpt")
-        raise Interrupted(self._signum or signal.SIGINT)
+        if not between and not trainer.is_last_batch:
+            self._stop_if_asked(trainer, save=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for signals."""
@@ -120,8 +120,11 @@ class BestAndLast(Checkpoint):
         if is_rank_zero():
             print("\nStopping after this step to save it; once more stops at once.", flush=True)
 
-    def _stop_asked(self, trainer: Trainer) -> bool:
+    def _stop_if_asked(self, trainer: Trainer, save: bool) -> None:
         asked = self._signum is not None
         if trainer.world_size > 1:  # all processes must stop at the same step
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        return asked
+        if asked:
+            if save:
+                trainer.save_checkpoint(self.folder / "last.ckpt")
+            raise Interrupted(self._signum or signal.SIGINT)

@@ -2,12 +2,16 @@
 
 import time
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 
-class EpochLines(Callback):
-    """Prints one line of metrics per epoch, where a progress bar would fill a log file."""
+class EpochLines(Checkpoint):
+    """Prints one line of metrics per epoch, where a progress bar would fill a log file.
+
+    It is a `Checkpoint` because Lightning calls these after the task.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -5,13 +5,15 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 
-class MetricsFile(Callback):
+class MetricsFile(Checkpoint):
     """Writes `metrics.csv`: a row per trained epoch and a row per evaluation, all metrics in it.
 
-    A continued run appends; an epoch that is trained again replaces its earlier row.
+    A continued run appends; an epoch that is trained again replaces its earlier row. It is a
+    `Checkpoint` because Lightning calls these after the task, which logs at the epoch's end too.
 
     Args:
         path: The CSV file.

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,8 @@ def hold(folder: Path, continued: bool) -> Iterator[None]:
     """Hold a run folder while training writes to it; only rank zero touches it.
 
     Unless the run is continued, what an earlier run of the same name left is first moved to the
-    next free `NAME.1`, `NAME.2`, …: nothing is overwritten.
+    next free `NAME.1`, `NAME.2`, …: nothing is overwritten. A run that an input error ends before
+    its first checkpoint leaves everything as it was.
 
     Raises:
         InputError: If another process is training into the folder.
@@ -61,6 +63,7 @@ def hold(folder: Path, continued: bool) -> Iterator[None]:
         yield
         return
     lock = _lock(folder)
+    moved: Path | None = None
     try:
         if not continued and any(entry.name != ".lock" for entry in folder.iterdir()):
             moved = _move_aside(folder)
@@ -68,6 +71,13 @@ def hold(folder: Path, continued: bool) -> Iterator[None]:
             lock = _lock(folder)
             print(f"{folder} held an earlier run; it is now {moved}.")
         yield
+    except InputError:
+        if not continued and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder)
+            if moved is not None:
+                moved.rename(folder)
+                print(f"{moved} is {folder} again: nothing was trained.")
+        raise
     finally:
         os.close(lock)
 
