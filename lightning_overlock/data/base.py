@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from typing import Literal
+from weakref import WeakSet
 
 from lightning.pytorch import LightningDataModule
 
@@ -48,7 +49,9 @@ class BaseDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip_corrupt = skip_corrupt
-        self._loaders: list[Loader] = []
+        # Weak: workers in a reference cycle are not told to stop when it is collected, and waited
+        # for in vain.
+        self._loaders: WeakSet[Loader] = WeakSet()
 
     @abstractmethod
     def source(self, split: Split) -> Source:
@@ -74,7 +77,10 @@ class BaseDataModule(LightningDataModule, ABC):
         """Stop the workers of the loaders handed out."""
         for loader in self._loaders:
             loader.close()
-        self._loaders.clear()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
+        """Stop the workers as well when a run breaks off, which skips `teardown`."""
+        self.teardown("")
 
     def _loader(self, split: Split) -> Loader:
         source = self.source(split)
@@ -104,7 +110,7 @@ class BaseDataModule(LightningDataModule, ABC):
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,
             )
-        self._loaders.append(loader)
+        self._loaders.add(loader)
         return loader
 
     def _position(self) -> int:

@@ -225,7 +225,11 @@ class _Reader(Dataset[_Read]):
             items = [item for key in keys for item in self._read(key, skipped)]
         except InputError as error:
             return _Read(None, error, skipped)
-        return _Read(default_collate(items) if items else None, None, skipped)
+        if not items:
+            return _Read(None, None, skipped)
+        # default_collate makes tuples of strings.
+        batch = [list(p) if isinstance(p, tuple) else p for p in default_collate(items)]
+        return _Read(batch, None, skipped)
 
     def _read(self, key: Key, skipped: list[str]) -> list[Any]:
         """Return the item of `key`, or of the next readable one, or nothing."""
