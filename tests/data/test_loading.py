@@ -1,12 +1,9 @@
 """Order, augmentation, sharding and resuming of the loaders."""
 
+import json
 import os
-import pickle
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -316,14 +313,13 @@ def fit(tmp_path, monkeypatch):
         trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            devices=1,
             logger=False,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=list(callbacks),
             default_root_dir=tmp_path,
-            **options,
+            **{"devices": 1, **options},
         )
         data = NumbersModule(batch_size, num_workers=workers)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=False)
@@ -426,50 +422,33 @@ def test_bad_numbers_are_named():
         NumbersModule(1, num_workers=-1)
 
 
-def test_two_processes_train_on_halves_of_each_step_and_validate_every_image_once(tmp_path):
-    script = textwrap.dedent(
-        """
-        import pickle, sys
-        import torch
-        sys.path.insert(0, sys.argv[1])
-        from lightning.pytorch import Trainer
-        from test_loading import NumbersModule, Seen
+class Both(Seen):
+    """Writes down what one of two processes was given."""
 
-        class Both(Seen):
-            validated = ()
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.validated: list[int] = []
 
-            def validation_step(self, batch, batch_idx):
-                self.validated += tuple(batch[0].tolist())
-                # Processes meet in every batch: hangs unless they have equally many.
-                self.log("val/sum", batch[0].float().sum(), on_step=True, sync_dist=True)
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.validated += batch[0].tolist()
+        # The processes meet in every batch: this hangs unless they have equally many.
+        self.log("val/sum", batch[0].double().sum(), on_step=True, sync_dist=True)
 
-        if __name__ == "__main__":
-            module = Both()
-            trainer = Trainer(
-                max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False,
-                enable_checkpointing=False, enable_progress_bar=False,
-                enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=sys.argv[2],
-            )
-            trainer.fit(module, datamodule=NumbersModule(2))
-            with open(f"{sys.argv[2]}/{trainer.global_rank}.pickle", "wb") as file:
-                pickle.dump((module.steps, module.validated), file)
-        """
-    )
-    (tmp_path / "two.py").write_text(script)
-    environment = {**os.environ, "PL_GLOBAL_SEED": "11"}
-    subprocess.run(
-        [sys.executable, str(tmp_path / "two.py"), str(Path(__file__).parent), str(tmp_path)],
-        check=True,
-        timeout=120,
-        env=environment,
-        capture_output=True,
-    )
-    (steps0, validated0), (steps1, validated1) = (
-        pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)
-    )
-    assert sorted(validated0 + validated1) == sorted(2 * list(range(7)))
-    assert len(steps0) == len(steps1) == 10
+    def on_fit_end(self) -> None:
+        content = {"steps": self.steps, "validated": self.validated}
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(content))
+
+
+def test_two_processes_train_on_parts_of_each_step_and_validate_each_image_once(fit, tmp_path):
+    options = {"devices": 2, "strategy": "ddp_fork", "num_sanity_val_steps": 0}
+    fit(Both(tmp_path), 2, batch_size=2, **options)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert sorted(first["validated"] + second["validated"]) == sorted(2 * list(range(7)))
+    assert len(first["steps"]) == len(second["steps"]) == 10
     sampler = EpochSampler(20, seed=11)
-    for (epoch, batch, first, _), (_, _, second, _) in zip(steps0, steps1, strict=True):
+    for (epoch, batch, one, _), (_, _, other, _) in zip(
+        first["steps"], second["steps"], strict=True
+    ):
         sampler.set_epoch(epoch)
-        assert first + second == tuple(sampler)[4 * batch : 4 * batch + 4]
+        assert one + other == list(sampler)[4 * batch : 4 * batch + 4]
