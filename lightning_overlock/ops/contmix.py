@@ -4,9 +4,12 @@ Windows are clamped inside the map instead of padded (OverLoCK, arXiv 2502.20087
 gradient recomputes softmax and windows; nothing of the size of a map of windows is kept.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +18,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 FORMS = ("dense", "strips", "unfold")
 
-DENSE_LIMIT = 3
+# "auto" takes the dense product while the map has at most this many times the window's pixels.
+DENSE_LIMIT = 3.0
+# Pixel rows of a strip: more of them make larger products with more zeros in them.
 STRIP_ROWS = 4
-BAND_BYTES = 8 * 2**20
+# What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
+BLOCK_BYTES = 2 * 2**20
+DEVICE_BLOCK_BYTES = 256 * 2**20
 
 _forced_form: str | None = None
 
@@ -180,67 +187,77 @@ def _aggregate(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) ->
 # Windows and bias --------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=512)
+def _cached_starts(length: int, size: int, device: torch.device) -> Tensor:
+    # A normal tensor even if inference mode is the first to ask: training may use it later.
+    with torch.inference_mode(False):
+        return (torch.arange(length, device=device) - size // 2).clamp(0, length - size)
+
+
 def _starts(length: int, size: int, device: torch.device) -> Tensor:
     """First row (or column) of every pixel's window: (length,) int64."""
-    return (torch.arange(length, device=device) - size // 2).clamp(0, length - size)
-
-
-def _window_index(height: int, width: int, size: int, device: torch.device) -> Tensor:
-    """Position in the map of each pixel's taps: (H*W, K*K) int64."""
-    tap = torch.arange(size, device=device)
-    rows = _starts(height, size, device)[:, None, None, None] + tap[:, None]
-    columns = _starts(width, size, device)[:, None, None] + tap
-    return (rows * width + columns).reshape(height * width, size * size)
+    if torch.compiler.is_compiling():  # a traced tensor must not enter the cache
+        return _cached_starts.__wrapped__(length, size, device)
+    return _cached_starts(length, size, device)
 
 
 @lru_cache(maxsize=256)
-def _cached_window_index(height: int, width: int, size: int, device: torch.device) -> Tensor:
-    # Outside inference mode: the tensor outlives it and serves training steps too.
+def _window_index(height: int, width: int, size: int, device: torch.device) -> Tensor:
+    """Position in the map of each pixel's taps: (H*W, K*K) int64."""
     with torch.inference_mode(False):
-        return _window_index(height, width, size, device)
+        tap = torch.arange(size, device=device)
+        rows = _starts(height, size, device)[:, None, None, None] + tap[:, None]
+        columns = _starts(width, size, device)[:, None, None] + tap
+        return (rows * width + columns).reshape(height * width, size * size)
 
 
-def _spread(x: Tensor, dim: int, length: int) -> Tensor:
-    """From the K window offsets of a bias to the pixels of an axis; `_gathered` is its adjoint.
+@lru_cache(maxsize=512)
+def _offsets(length: int, size: int, device: torch.device) -> Tensor:
+    """Which of the K windows of a bias table a pixel sees: start - pixel + K - 1, (length,)."""
+    with torch.inference_mode(False):
+        pixels = torch.arange(length, device=device)
+        return _starts(length, size, device) - pixels + size - 1
 
-    Windows of the first K // 2 pixels start at 0, so each sees other relative positions; those in
-    the middle all see the same.
+
+def _bias_rows(bias: Tensor, height: int) -> Tensor:
+    """Windows of (G, 2K-1, 2K-1) tables for each pixel row: (G, H, K column offsets, K*K)."""
+    size = (bias.shape[1] + 1) // 2
+    windows = bias.unfold(1, size, 1).unfold(2, size, 1).flatten(3)
+    return windows.index_select(1, _offsets(height, size, bias.device))
+
+
+def _sum_offsets(x: Tensor, dim: int, size: int) -> Tensor:
+    """Sum the pixels of an axis that see the same window of a bias table: length to K.
+
+    Offsets fall from K - 1 to 0; all pixels but K // 2 at either end share the middle one.
     """
-    half = x.shape[dim] // 2
-    x = x.flip(dim)
-    sizes = list(x.shape)
-    sizes[dim] = length - 2 * half
-    middle = x.narrow(dim, half, 1).expand(sizes)
-    return torch.cat((x.narrow(dim, 0, half), middle, x.narrow(dim, half + 1, half)), dim)
-
-
-def _gathered(x: Tensor, dim: int, size: int) -> Tensor:
     half, length = size // 2, x.shape[dim]
     middle = x.narrow(dim, half, length - 2 * half).sum(dim, keepdim=True)
     parts = (x.narrow(dim, 0, half), middle, x.narrow(dim, length - half, half))
     return torch.cat(parts, dim).flip(dim)
 
 
-def _bias_windows(bias: Tensor, size: int) -> Tensor:
-    """Every window of the (G, 2K-1, 2K-1) tables: (G, K row offsets, K column offsets, K*K)."""
-    return bias.unfold(1, size, 1).unfold(2, size, 1).flatten(3)
+def _bias_grad(rows: Tensor) -> Tensor:
+    """Adjoint of `_bias_rows`: (G, H, K, K*K) to (G, 2K-1, 2K-1)."""
+    groups, _, size, _ = rows.shape
+    windows = _sum_offsets(rows, 1, size).reshape(groups, size * size, size * size)
+    return F.fold(windows.mT, (2 * size - 1, 2 * size - 1), size).squeeze(1)
 
 
-def _bias_from_windows(grad: Tensor) -> Tensor:
-    """Adjoint of `_bias_windows`: (G, K, K, K*K) to (G, 2K-1, 2K-1)."""
-    groups, size = grad.shape[:2]
-    columns = grad.reshape(groups, size * size, -1).mT
-    return F.fold(columns, (2 * size - 1, 2 * size - 1), size).squeeze(1)
+def _softmax(logits: Tensor, bias_rows: Tensor | None, rows: slice) -> Tensor:
+    """Kernels of some pixel rows, in float32 or wider.
 
-
-def _softmax(logits: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
-    """(B, G, H*W, K*K) kernels in float32 or wider."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    if bias is None:
-        return logits.softmax(-1, dtype=dtype)
-    windows = _bias_windows(bias.to(dtype), _size(logits.shape[3]))
-    bias_map = _spread(_spread(windows, 1, height), 2, width)
-    return (logits + bias_map.flatten(1, 2)).softmax(-1, dtype=dtype)
+    Args:
+        logits: (B, G, H, W, K*K).
+        bias_rows: of `_bias_rows`, or None.
+        rows: which of the H rows.
+    """
+    logits = logits[:, :, rows]
+    if bias_rows is not None:
+        width, size = logits.shape[-2], bias_rows.shape[2]
+        columns = _offsets(width, size, logits.device)
+        logits = logits + bias_rows[:, rows].index_select(2, columns)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 # The benchmark's baseline ------------------------------------------------------------------------
@@ -251,27 +268,29 @@ def _unfold(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
     batch, channels, height, width = value.shape
     groups, taps = logits.shape[1], logits.shape[3]
     size = _size(taps)
-    kernel = _softmax(logits, bias, height, width).to(value.dtype)
+    logits = logits.reshape(batch, groups, height, width, taps)
+    bias_rows = None if bias is None else _bias_rows(bias, height)
+    kernel = _softmax(logits, bias_rows, slice(0, height)).flatten(2, 3)
     rows = _starts(height, size, value.device)[:, None]
     columns = _starts(width, size, value.device)
     windows = value.unfold(2, size, 1).unfold(3, size, 1)[:, :, rows, columns]
     windows = windows.reshape(batch, groups, channels // groups, height * width, taps)
-    return torch.einsum("bgcnk,bgnk->bgcn", windows, kernel).reshape(value.shape)
+    product = torch.einsum("bgcnk,bgnk->bgcn", windows, kernel.to(value.dtype))
+    return product.reshape(value.shape)
 
 
-# The operator ------------------------------------------------------------------------------------
+# The operator: dense product and strips ----------------------------------------------------------
 
 
 @torch.library.custom_op("lightning_overlock::contmix", mutates_args=())
 def _contmix(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
-    # Autocast would otherwise narrow the products inside an operator whose dtypes are fixed.
-    forward = _dense_forward if _is_dense(value, logits, form) else _strips_forward
+    # Autocast would narrow the products inside, whose dtypes are the operator's own affair.
     with torch.autocast(value.device.type, enabled=False):
-        return forward(value, logits, bias)
+        return _forward(value, logits, bias, form)
 
 
 @_contmix.register_fake
-def _(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
+def _(value: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(value)
 
 
@@ -284,14 +303,114 @@ def _contmix_backward(
     form: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, logits and bias; an empty tensor where none is wanted."""
-    backward = _dense_backward if _is_dense(value, logits, form) else _strips_backward
+    """Gradients of value, logits and bias; an empty tensor for those not wanted."""
     with torch.autocast(value.device.type, enabled=False):
-        return backward(grad, value, logits, bias, wanted)
+        return _backward(grad, value, logits, bias, form, wanted)
 
 
 @_contmix_backward.register_fake
 def _(
+    _grad: Tensor,
+    value: Tensor,
+    logits: Tensor,
+    bias: Tensor | None,
+    _form: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_grads(value, logits, bias, wanted)
+
+
+def _empty_grads(
+    value: Tensor, logits: Tensor, bias: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(value) if wanted[0] else value.new_empty(0),
+        logits.new_empty(logits.shape) if wanted[1] else logits.new_empty(0),
+        bias.new_empty(bias.shape) if bias is not None and wanted[2] else logits.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    *tensors, ctx.form = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    grads = _contmix_backward(grad, *ctx.saved_tensors, ctx.form, wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
+
+
+_contmix.register_autograd(_autograd, setup_context=_setup_context)
+
+
+# One count for all forms: the products that the definition asks for.
+@register_flop_formula(torch.ops.lightning_overlock.contmix)
+def _(value: Sequence[int], logits: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(value) * logits[3]
+
+
+@register_flop_formula(torch.ops.lightning_overlock.contmix_backward)
+def _(
+    _grad: Any,
+    value: Sequence[int],
+    logits: Sequence[int],
+    _bias: Any,
+    _form: Any,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    return (wanted[0] + (wanted[1] or wanted[2])) * 2 * math.prod(value) * logits[3]
+
+
+def _parts(value: Tensor, logits: Tensor, form: str) -> "list[_Map] | list[_Strip]":
+    """What a map is worked on in: as a whole, or in strips of a few rows."""
+    height, width = value.shape[2:]
+    size = _size(logits.shape[3])
+    if form == "auto":
+        form = "dense" if height * width <= DENSE_LIMIT * size * size else "strips"
+    if form == "dense":
+        return [_Map(height, width, size)]
+    return _Strip.cover(height, width, size)
+
+
+def _blocks(value: Tensor, groups: int, numbers: int) -> Iterator[tuple[slice, slice]]:
+    """Images and groups to work on at a time, where each group of an image takes `numbers`."""
+    limit = BLOCK_BYTES if value.device.type == "cpu" else DEVICE_BLOCK_BYTES
+    count = max(1, limit // (numbers * value.element_size()))
+    images, some = max(1, count // groups), min(groups, count)
+    for b in range(0, value.shape[0], images):
+        for g in range(0, groups, some):
+            yield slice(b, b + images), slice(g, min(g + some, groups))
+
+
+def _unflatten(x: Tensor, dim: int, first: int, second: int) -> Tensor:
+    return x.view(*x.shape[:dim], first, second, *x.shape[dim + 1 :])
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """View (B, C, H, W) as (B, G, H, W, C/G)."""
+    batch, channels, height, width = x.shape
+    return x.view(batch, groups, channels // groups, height, width).permute(0, 1, 3, 4, 2)
+
+
+def _forward(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
+    groups, height, width = logits.shape[1], *value.shape[2:]
+    parts = _parts(value, logits, form)
+    output = torch.empty_like(value)
+    for block in _blocks(value, groups, parts[0].source_numbers(value.shape[1] // groups)):
+        source = parts[0].source(_grouped(value, groups)[block].flatten(0, 1))
+        target = _grouped(output, groups)[block]
+        block_logits = _unflatten(logits[block], 2, height, width)
+        bias_rows = None if bias is None else _bias_rows(bias[block[1]], height)
+        for part in parts:
+            kernel = _softmax(block_logits, bias_rows, part.rows).to(value.dtype)
+            product = torch.bmm(part.matrix(kernel.flatten(0, 1)), part.windows(source))
+            target[:, :, part.rows] = part.image(product).view_as(target[:, :, part.rows])
+    return output
+
+
+def _backward(
     grad: Tensor,
     value: Tensor,
     logits: Tensor,
@@ -299,268 +418,170 @@ def _(
     form: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (value, logits, logits if bias is None else bias)
-    value_grad, logits_grad, bias_grad = (
-        torch.empty(x.shape if want else (0,), dtype=x.dtype, device=x.device)
-        for x, want in zip(tensors, wanted, strict=True)
-    )
+    groups, height, width = logits.shape[1], *value.shape[2:]
+    parts = _parts(value, logits, form)
+    value_grad, logits_grad, bias_grad = _empty_grads(value, logits, bias, wanted)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    size = _size(logits.shape[3])
+    bias_rows_grad = logits.new_zeros(groups, height, size, size * size, dtype=wide)
+    for block in _blocks(value, groups, parts[0].source_numbers(value.shape[1] // groups)):
+        source = parts[0].source(_grouped(value, groups)[block].flatten(0, 1))
+        # Windows overlap: their gradients are added in float32 or wider.
+        source_grad = torch.zeros_like(source, dtype=torch.promote_types(value.dtype, wide))
+        block_grad = _grouped(grad, groups)[block].flatten(0, 1)
+        block_logits = _unflatten(logits[block], 2, height, width)
+        bias_rows = None if bias is None else _bias_rows(bias[block[1]], height)
+        for part in parts:
+            kernel = _softmax(block_logits, bias_rows, part.rows)
+            pixels = part.pixels(block_grad[:, part.rows])
+            if wanted[0]:
+                matrix = part.matrix(kernel.to(value.dtype).flatten(0, 1))
+                part.windows(source_grad).add_(torch.bmm(matrix.mT, pixels))
+            if wanted[1] or wanted[2]:
+                matrix = torch.bmm(pixels, part.windows(source).mT)
+                kernel_grad = part.kernel(matrix).to(kernel.dtype).reshape(kernel.shape)
+                part_grad = torch.ops.aten._softmax_backward_data(
+                    kernel_grad, kernel, -1, kernel.dtype
+                )
+                if wanted[1]:
+                    target = _unflatten(logits_grad[block], 2, height, width)
+                    target[:, :, part.rows] = part_grad
+                if wanted[2]:
+                    bias_rows_grad[block[1], part.rows] += _sum_offsets(part_grad.sum(0), 2, size)
+        if wanted[0]:
+            target = _grouped(value_grad, groups)[block]
+            target.copy_(parts[0].value(source_grad).view_as(target))
+    if wanted[2]:
+        bias_grad.copy_(_bias_grad(bias_rows_grad))
     return value_grad, logits_grad, bias_grad
 
 
-def _setup_context(
-    ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor | None, str],
-    output: Tensor,
-) -> None:
-    value, logits, bias, form = inputs
-    ctx.save_for_backward(value, logits, bias)
-    ctx.form = form  # type: ignore[attr-defined]
+class _Map:
+    """The whole map: kernels are rows of an (H*W, H*W) matrix, mostly full on small maps."""
 
+    def __init__(self, height: int, width: int, size: int) -> None:
+        self.height, self.width, self.size = height, width, size
+        self.pixel_count = height * width
+        self.rows = slice(0, height)
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    wanted = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.lightning_overlock.contmix_backward(
-        grad, *ctx.saved_tensors, ctx.form, wanted
-    )
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
+    def source_numbers(self, channels: int) -> int:  # noqa: ARG002
+        """Numbers that a group of an image takes while it is worked on: its matrix."""
+        return self.pixel_count**2
 
+    def source(self, value: Tensor) -> Tensor:
+        """(n, H, W, C/G) to (n, H*W, C/G)."""
+        return value.flatten(1, 2)
 
-_contmix.register_autograd(_backward, setup_context=_setup_context)
+    def value(self, source: Tensor) -> Tensor:
+        """Adjoint of `source`."""
+        return source
 
+    def windows(self, source: Tensor) -> Tensor:
+        """The rows that the columns of the matrix belong to."""
+        return source
 
-def _is_dense(value: Tensor, logits: Tensor, form: str) -> bool:
-    if form != "auto":
-        return form == "dense"
-    return value.shape[2] * value.shape[3] <= DENSE_LIMIT * logits.shape[3]
+    def pixels(self, x: Tensor) -> Tensor:
+        """(n, H, W, C/G) in the order of the rows of the matrix."""
+        return x.flatten(1, 2)
 
+    def image(self, pixels: Tensor) -> Tensor:
+        """Inverse of `pixels`."""
+        return pixels
 
-def _product_flops(value_shape: Sequence[int], logits_shape: Sequence[int]) -> int:
-    batch, channels, height, width = value_shape
-    return 2 * batch * channels * height * width * logits_shape[3]
+    def _index(self, kernel: Tensor) -> Tensor:
+        index = _window_index(self.height, self.width, self.size, kernel.device)
+        return index.expand(kernel.shape[0], -1, -1)
 
+    def matrix(self, kernel: Tensor) -> Tensor:
+        """(n, H, W, K*K) to (n, H*W, H*W)."""
+        kernel = kernel.flatten(1, 2)
+        if kernel.shape[2] == self.pixel_count:  # the window is the map
+            return kernel
+        matrix = kernel.new_zeros(kernel.shape[0], self.pixel_count, self.pixel_count)
+        return matrix.scatter_(2, self._index(kernel), kernel)
 
-@register_flop_formula(torch.ops.lightning_overlock.contmix)
-def _(value_shape, logits_shape, *_args, **_kwargs) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003
-    return _product_flops(value_shape, logits_shape)
-
-
-@register_flop_formula(torch.ops.lightning_overlock.contmix_backward)
-def _(grad_shape, value_shape, logits_shape, bias_shape, form, wanted, **_kwargs) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003
-    products = wanted[0] + (wanted[1] or wanted[2])
-    return products * _product_flops(value_shape, logits_shape)
-
-
-def _pixels(x: Tensor, groups: int) -> Tensor:
-    """(B, C, H, W) to (B*G, H*W, C/G)."""
-    batch, channels, height, width = x.shape
-    x = x.unflatten(1, (groups, channels // groups)).permute(0, 1, 3, 4, 2)
-    return x.reshape(batch * groups, height * width, channels // groups)
-
-
-def _image(x: Tensor, like: Tensor) -> Tensor:
-    """(B*G, H*W, C/G) to the shape and memory format of `like`, (B, C, H, W)."""
-    batch, channels, height, width = like.shape
-    groups = x.shape[0] // batch
-    image = torch.empty_like(like)
-    x = x.reshape(batch, groups, height, width, channels // groups)
-    image.unflatten(1, (groups, channels // groups)).copy_(x.permute(0, 1, 4, 2, 3))
-    return image
-
-
-# Dense product: kernels as rows of an (H*W, H*W) matrix ------------------------------------------
-
-
-def _scatter(kernel: Tensor, height: int, width: int) -> Tensor:
-    """(B, G, H*W, K*K) kernels to (B*G, H*W, H*W) matrices."""
-    batch, groups, pixels, taps = kernel.shape
-    if taps == pixels:  # the window is the map
-        return kernel.reshape(batch * groups, pixels, pixels)
-    index = _cached_window_index(height, width, _size(taps), kernel.device)
-    matrix = kernel.new_zeros(batch * groups, pixels, pixels)
-    return matrix.scatter_(
-        2, index.expand(batch * groups, -1, -1), kernel.view(matrix.shape[0], pixels, taps)
-    )
-
-
-def _dense_forward(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
-    height, width = value.shape[2:]
-    kernel = _softmax(logits, bias, height, width).to(value.dtype)
-    product = torch.bmm(_scatter(kernel, height, width), _pixels(value, logits.shape[1]))
-    return _image(product, value)
-
-
-def _dense_backward(
-    grad: Tensor, value: Tensor, logits: Tensor, bias: Tensor | None, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    height, width = value.shape[2:]
-    groups, taps = logits.shape[1], logits.shape[3]
-    kernel = _softmax(logits, bias, height, width)
-    grad = _pixels(grad, groups)
-    value_grad = value.new_empty(0)
-    if wanted[0]:
-        matrix = _scatter(kernel.to(value.dtype), height, width)
-        value_grad = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        value_grad.copy_(_image(torch.bmm(matrix.mT, grad), value_grad))
-        del matrix
-    if not (wanted[1] or wanted[2]):
-        return value_grad, logits.new_empty(0), logits.new_empty(0)
-    matrix_grad = torch.bmm(grad, _pixels(value, groups).mT)
-    if taps != height * width:
-        index = _cached_window_index(height, width, _size(taps), value.device)
-        matrix_grad = matrix_grad.gather(2, index.expand(matrix_grad.shape[0], -1, -1))
-    kernel_grad = matrix_grad.view(kernel.shape).to(kernel.dtype)
-    logits_grad = torch.ops.aten._softmax_backward_data(kernel_grad, kernel, -1, kernel.dtype)
-    bias_grad = logits.new_empty(0)
-    if wanted[2] and bias is not None:
-        pixels = logits_grad.sum(0).unflatten(1, (height, width))
-        size = _size(taps)
-        bias_grad = _bias_from_windows(_gathered(_gathered(pixels, 1, size), 2, size))
-        bias_grad = bias_grad.to(bias.dtype)
-    return value_grad, logits_grad.to(logits.dtype) if wanted[1] else logits.new_empty(0), bias_grad
-
-
-# Strips: large maps with bounded memory -----------------------------------------------------------
-#
-# `bands` holds, for each pixel column j, the K columns of its windows as one contiguous block per
-# row: (groups, W, H, K, C/G). A window is then K*K consecutive rows of a matrix with C/G columns,
-# and the windows of STRIP_ROWS pixels one below the other overlap in it. Their kernels, each shifted
-# by K taps per row, form a small banded matrix, so a strip of the map is one batched product over
-# its columns, without any gathering of windows.
-
-
-def _bands(value: Tensor, size: int) -> Tensor:
-    """(groups, H, W, C/G) to (groups, W, H, K, C/G)."""
-    groups, height, width, channels = value.shape
-    half = size // 2
-    windows = value.unfold(2, size, 1).permute(0, 2, 1, 4, 3)  # (groups, W-K+1, H, K, C/G)
-    bands = value.new_empty(groups, width, height, size, channels)
-    bands[:, half : width - half] = windows
-    bands[:, :half] = windows[:, :1]
-    bands[:, width - half :] = windows[:, -1:]
-    return bands
-
-
-def _value_from_bands(bands: Tensor) -> Tensor:
-    """Adjoint of `_bands`; overwrites its input."""
-    groups, width, height, size, channels = bands.shape
-    half, starts = size // 2, width - size + 1
-    bands[:, half] += bands[:, :half].sum(1)
-    bands[:, width - half - 1] += bands[:, width - half :].sum(1)
-    value = bands.new_zeros(groups, height, width, channels)
-    for column in range(size):
-        value[:, :, column : column + starts] += bands[
-            :, half : width - half, :, column
-        ].transpose(1, 2)
-    return value
+    def kernel(self, matrix: Tensor) -> Tensor:
+        """Adjoint of `matrix`."""
+        if self.size**2 == self.pixel_count:
+            return matrix
+        return matrix.gather(2, self._index(matrix))
 
 
 class _Strip:
-    """Pixel rows `top` to `bottom`, whose windows cover `rows` map rows from `start` on."""
+    """A few rows of pixels, for maps of which a window is a small part.
 
-    def __init__(self, top: int, height: int, size: int) -> None:
-        self.top, self.bottom = top, min(top + STRIP_ROWS, height)
-        starts = [min(max(i - size // 2, 0), height - size) for i in range(top, self.bottom)]
-        self.start, self.rows = starts[0], starts[-1] - starts[0] + size
-        self.taps = size * size
-        self.shifts = [(start - starts[0]) * size for start in starts]
+    The source holds, for each column of pixels, the K columns of their windows as one block:
+    (n, W, H, K, C/G). A window is then K*K neighbouring rows of an (H*K, C/G) matrix, and so is
+    what the windows of the strip's pixels in this column cover together. Their kernels, each
+    shifted by K taps from the one above, are the rows of a small banded matrix, and the strip is
+    one batched product over groups and columns. Nothing is gathered.
+    """
 
-    def banded(self, kernel: Tensor, size: int) -> Tensor:
-        """(groups, rows, W, K*K) kernels to (groups * W, rows, self.rows * K)."""
-        groups, height, width, taps = kernel.shape
-        banded = kernel.new_zeros(groups, width, height, self.rows * size)
-        for t, shift in enumerate(self.shifts):
-            banded[:, :, t, shift : shift + taps] = kernel[:, t]
-        return banded.flatten(0, 1)
+    def __init__(self, rows: slice, height: int, width: int, size: int) -> None:
+        self.rows, self.height, self.width, self.size = rows, height, width, size
+        self.start = min(max(rows.start - size // 2, 0), height - size)
+        self.stop = min(max(rows.stop - 1 - size // 2, 0), height - size) + size
+        self.covered = (self.stop - self.start) * size
 
-    def kernels(self, banded: Tensor, width: int) -> Tensor:
-        """Adjoint of `banded`."""
-        banded = banded.unflatten(0, (-1, width))
-        parts = [banded[:, :, t, s : s + self.taps] for t, s in enumerate(self.shifts)]
-        return torch.stack(parts, 1)
+    @classmethod
+    def cover(cls, height: int, width: int, size: int) -> "list[_Strip]":
+        """Strips whose windows all start at the same row, or each a row below the one before."""
+        first, last = size // 2 + 1, height - size // 2 - 1
+        cuts = [0, *range(first, last, STRIP_ROWS), last, height] if first <= last else [0, height]
+        return [cls(slice(a, b), height, width, size) for a, b in pairwise(cuts)]
 
-    def windows(self, bands: Tensor) -> Tensor:
-        """The part of `bands` that the strip sees: a view, (groups * W, self.rows * K, C/G)."""
-        return bands[:, :, self.start : self.start + self.rows].flatten(2, 3).flatten(0, 1)
+    def source_numbers(self, channels: int) -> int:
+        """Numbers that a group of an image takes while it is worked on: its source."""
+        return self.width * self.height * self.size * channels
 
+    def source(self, value: Tensor) -> Tensor:
+        """(n, H, W, C/G) to (n, W, H, K, C/G)."""
+        half, inner = self.size // 2, self.width - self.size + 1
+        windows = value.contiguous().unfold(2, self.size, 1).permute(0, 2, 1, 4, 3)
+        source = value.new_empty(windows.shape[0], self.width, *windows.shape[2:])
+        source[:, :half] = windows[:, :1]
+        source[:, half : half + inner] = windows
+        source[:, half + inner :] = windows[:, -1:]
+        return source
 
-def _chunks(value: Tensor, logits: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Images, groups and their channels to work on at a time: (b, groups, channels)."""
-    groups, size = logits.shape[1], _size(logits.shape[3])
-    channels = value.shape[1] // groups
-    band_bytes = value[0, :channels].numel() * size * value.element_size()
-    step = max(1, BAND_BYTES // band_bytes)
-    for b in range(value.shape[0]):
-        for first in range(0, groups, step):
-            last = min(first + step, groups)
-            yield b, slice(first, last), slice(first * channels, last * channels)
+    def value(self, source: Tensor) -> Tensor:
+        """Adjoint of `source`, which is overwritten."""
+        half, inner = self.size // 2, self.width - self.size + 1
+        windows = source[:, half : half + inner]
+        windows[:, 0] += source[:, :half].sum(1)
+        windows[:, -1] += source[:, half + inner :].sum(1)
+        value = source.new_zeros(source.shape[0], self.width, self.height, source.shape[4])
+        for column in range(self.size):
+            value[:, column : column + inner] += windows[:, :, :, column]
+        return value.transpose(1, 2)
 
+    def windows(self, source: Tensor) -> Tensor:
+        """The rows that the columns of the matrix belong to: a view, (n * W, covered, C/G)."""
+        return source[:, :, self.start : self.stop].flatten(2, 3).flatten(0, 1)
 
-def _strips_forward(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
-    height, width = value.shape[2:]
-    groups, size = logits.shape[1], _size(logits.shape[3])
-    output = torch.empty_like(value)
-    for b, g, c in _chunks(value, logits):
-        n = g.stop - g.start
-        bands = _bands(value[b, c].unflatten(0, (n, -1)).permute(0, 2, 3, 1).contiguous(), size)
-        target = output[b, c].unflatten(0, (n, -1)).permute(0, 3, 2, 1)  # (n, W, H, C/G)
-        rows = logits[b, g].unflatten(1, (height, width))
-        row_bias = None if bias is None else _row_bias(bias[g], size, height)
-        for top in range(0, height, STRIP_ROWS):
-            strip = _Strip(top, height, size)
-            kernel = _strip_softmax(rows, row_bias, strip).to(value.dtype)
-            product = torch.bmm(strip.banded(kernel, size), strip.windows(bands))
-            target[:, :, strip.top : strip.bottom] = product.unflatten(0, (n, width))
-    return output
+    def pixels(self, x: Tensor) -> Tensor:
+        """(n, rows, W, C/G) to (n * W, rows, C/G)."""
+        return x.transpose(1, 2).flatten(0, 1).contiguous()
 
+    def image(self, pixels: Tensor) -> Tensor:
+        """Inverse of `pixels`."""
+        return _unflatten(pixels, 0, -1, self.width).transpose(1, 2)
 
-def _row_bias(bias: Tensor, size: int, height: int) -> Tensor:
-    bias = bias.to(torch.promote_types(bias.dtype, torch.float32))
-    return _spread(_bias_windows(bias, size), 1, height)
+    def _taps(self, matrix: Tensor) -> Tensor:
+        """The part of a matrix that holds the kernels: a view, (n, rows, W, K*K)."""
+        count, rows, covered = matrix.shape
+        step = covered + self.size * (self.stop - self.start > self.size)
+        shape = (count // self.width, rows, self.width, self.size**2)
+        stride = (self.width * rows * covered, step, rows * covered, 1)
+        return matrix.as_strided(shape, stride)
 
+    def matrix(self, kernel: Tensor) -> Tensor:
+        """(n, rows, W, K*K) to (n * W, rows, covered)."""
+        n, rows, width, _ = kernel.shape
+        matrix = kernel.new_zeros(n * width, rows, self.covered)
+        self._taps(matrix).copy_(kernel)
+        return matrix
 
-def _strip_softmax(rows: Tensor, row_bias: Tensor | None, strip: _Strip) -> Tensor:
-    logits = rows[:, strip.top : strip.bottom]
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    if row_bias is not None:
-        logits = logits + _spread(row_bias[:, strip.top : strip.bottom], 2, rows.shape[2])
-    return logits.softmax(-1, dtype=dtype)
-
-
-def _strips_backward(
-    grad: Tensor, value: Tensor, logits: Tensor, bias: Tensor | None, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    height, width = value.shape[2:]
-    groups, size = logits.shape[1], _size(logits.shape[3])
-    want_value, want_kernel = wanted[0], wanted[1] or wanted[2]
-    value_grad = torch.empty(value.shape if wanted[0] else (0,), dtype=value.dtype, device=value.device)
-    logits_grad = torch.empty(logits.shape if wanted[1] else (0,), dtype=logits.dtype, device=logits.device)
-    bias_grad = None
-    if wanted[2]:
-        bias_grad = logits.new_zeros(groups, height, size, size * size, dtype=torch.promote_types(logits.dtype, torch.float32))
-    for b, g, c in _chunks(value, logits):
-        n = g.stop - g.start
-        bands = _bands(value[b, c].unflatten(0, (n, -1)).permute(0, 2, 3, 1).contiguous(), size)
-        bands_grad = torch.zeros_like(bands) if want_value else None
-        source = grad[b, c].unflatten(0, (n, -1)).permute(0, 3, 2, 1)
-        rows = logits[b, g].unflatten(1, (height, width))
-        row_bias = None if bias is None else _row_bias(bias[g], size, height)
-        for top in range(0, height, STRIP_ROWS):
-            strip = _Strip(top, height, size)
-            kernel = _strip_softmax(rows, row_bias, strip)
-            pixels = source[:, :, strip.top : strip.bottom].reshape(n * width, -1, source.shape[3])
-            if bands_grad is not None:
-                banded = strip.banded(kernel.to(value.dtype), size)
-                strip.windows(bands_grad).baddbmm_(banded.mT, pixels)
-            if want_kernel:
-                banded = torch.bmm(pixels, strip.windows(bands).mT)
-                kernel_grad = strip.kernels(banded, width).to(kernel.dtype)
-                part = torch.ops.aten._softmax_backward_data(kernel_grad, kernel, -1, kernel.dtype)
-                if wanted[1]:
-                    logits_grad[b, g].unflatten(1, (height, width))[:, strip.top : strip.bottom] = part
-                if bias_grad is not None:
-                    bias_grad[g, strip.top : strip.bottom] += _gathered(part, 2, size)
-        if bands_grad is not None:
-            value_grad[b, c].unflatten(0, (n, -1)).copy_(_value_from_bands(bands_grad).permute(0, 3, 1, 2))
-    if bias_grad is not None and bias is not None:
-        bias_grad = _bias_from_windows(_gathered(bias_grad, 1, size)).to(bias.dtype)
-    return value_grad, logits_grad, logits.new_empty(0) if bias_grad is None else bias_grad
+    def kernel(self, matrix: Tensor) -> Tensor:
+        """Adjoint of `matrix`."""
+        return self._taps(matrix)
