@@ -2,3 +2,4 @@
 
 from lightning_overlock.layers.contmix import ContMix as ContMix
 from lightning_overlock.layers.dilated_reparam import DilatedReparamConv as DilatedReparamConv
+from lightning_overlock.layers.neural_memory import NeuralMemory as NeuralMemory

