@@ -1,0 +1,596 @@
+"""ConvNeur: a re-implementation from the paper with reconstructed dimensions.
+
+"Efficiency Follows Global-Local Decoupling" (Yang et al., CVPR 2026, arXiv 2603.19567). No code or
+weights of it were published; widths, depths and the make-up of the branches are reconstructed by
+arithmetic from the sizes that the paper prints (`published_table` puts ours beside them).
+
+Every block has a locality-preserving branch, F_loc (a ConvNeXt block: large depthwise convolution,
+norm, channel mixing). At the start of every stage a global branch reads the map from a neural
+memory that it writes chunk by chunk, G, and gates the local branch:
+F_out = X + DropPath(sigmoid(G) * F_loc).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from timm.layers import DropPath, LayerNorm2d, Mlp, NormMlpClassifierHead, trunc_normal_
+from timm.layers.cbam import CbamModule
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
+from lightning_overlock.layers.tap import Tap
+
+Placement = Literal["none", "stage", "block"]
+Operator = Literal["memory", "self_attention", "non_local", "cbam"]
+Fusion = Literal["gate", "add", "concat"]
+
+STAGES = 4
+SMALLEST_INPUT = 32
+
+
+class MapAttention(nn.Module):
+    """Attention among all pixels of a map, with a residual: the memory's quadratic alternative.
+
+    Args:
+        dim: D.
+        heads: number of heads.
+        head_dim: width of a head. One head of half the width is the non-local block of Wang et
+            al. (CVPR 2018, embedded Gaussian).
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.RMSNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.proj = nn.Linear(heads * head_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, D, H, W) to (B, D, H, W)."""
+        tokens = self.norm(x.flatten(2).mT)
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.proj(mixed).mT.reshape(x.shape)
+
+
+class GlobalBranch(nn.Module):
+    """1x1 to the memory's width, one operator that sees the whole map, 1x1 back: G.
+
+    Taps: "read_out", G (B, C, H, W).
+
+    Args:
+        dim: C.
+        memory_dim: C_m.
+        operator: what looks at the map.
+        memory_options: arguments of `NeuralMemory`, for that operator.
+    """
+
+    def __init__(
+        self, dim: int, memory_dim: int, operator: Operator, memory_options: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.compress = nn.Conv2d(dim, memory_dim, 1)
+        self.operator: nn.Module
+        if operator == "memory":
+            self.operator = NeuralMemory(memory_dim, **memory_options)
+        elif operator == "self_attention":
+            self.operator = MapAttention(memory_dim, heads=memory_dim // 16, head_dim=16)
+        elif operator == "non_local":
+            self.operator = MapAttention(memory_dim, heads=1, head_dim=memory_dim // 2)
+        else:
+            self.operator = CbamModule(memory_dim)
+        self.expand = nn.Conv2d(memory_dim, dim, 1)
+        self.read_out_tap = Tap()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to G (B, C, H, W)."""
+        return self.read_out_tap(self.expand(self.operator(self.compress(x))))
+
+
+class Block(nn.Module):
+    """A ConvNeXt block whose branch is modulated by a global read-out.
+
+    Taps: "local", F_loc (B, C, H, W); "gate", sigmoid(G) (B, C, H, W), with fusion "gate".
+
+    Args:
+        dim: C.
+        kernel_size: of the depthwise convolution.
+        mlp_ratio: hidden width of the channel mixing over C.
+        drop_path: probability of leaving the branch out.
+        layer_scale: initial factor of the branch, per channel and learned; None for no factor.
+        fusion: how G meets F_loc; None if this block gets no G.
+        global_branch: this block's own, or None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float | None,
+        fusion: Fusion | None,
+        global_branch: GlobalBranch | None,
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.global_branch = global_branch
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = LayerNorm2d(dim)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), use_conv=True)
+        self.local_tap = Tap()
+        if fusion == "gate":
+            self.gate_tap = Tap()
+        if fusion == "concat":
+            self.fuse = nn.Conv2d(2 * dim, dim, 1)
+        self.layer_scale = (
+            None if layer_scale is None else nn.Parameter(torch.full((dim, 1, 1), layer_scale))
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, read_out: Tensor | None = None) -> Tensor:
+        """Map (B, C, H, W), and G of its stage if it is for this block, to (B, C, H, W)."""
+        if self.global_branch is not None:
+            read_out = self.global_branch(x)
+        local = self.local_tap(self.mlp(self.norm(self.conv(x))))
+        if read_out is None:
+            branch = local
+        elif self.fusion == "gate":
+            branch = self.gate_tap(read_out.sigmoid()) * local
+        elif self.fusion == "add":
+            branch = local + read_out
+        else:
+            branch = self.fuse(torch.cat((local, read_out), 1))
+        if self.layer_scale is not None:
+            branch = branch * self.layer_scale
+        return x + self.drop_path(branch)
+
+
+class Stage(nn.Module):
+    """Downsampling, the stage's global branch if there is one, and blocks.
+
+    Args:
+        downsample: from the stage before.
+        global_branch: of the stage, or None.
+        blocks: the blocks.
+        reuse_global: whether G reaches every block or the first only.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        global_branch: GlobalBranch | None,
+        blocks: Sequence[Block],
+        reuse_global: bool,
+    ) -> None:
+        super().__init__()
+        self.reuse_global = reuse_global
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.global_branch = global_branch
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C, H', W')."""
+        x = self.downsample(x)
+        read_out = None if self.global_branch is None else self.global_branch(x)
+        for i, block in enumerate(self.blocks):
+            here = read_out if i == 0 or self.reuse_global else None
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, here)
+            else:
+                x = block(x, here)
+        return x
+
+
+class ConvNeur(nn.Module):
+    """ConvNeur, a re-implementation from the paper with reconstructed dimensions.
+
+    The arguments from `global_placement` on are the paper's ideas; their defaults are its setting
+    where it is known.
+
+    Args:
+        num_classes: width of the classifier; 0 for none.
+        in_chans: channels of the image.
+        global_pool: timm's pooling type of the head.
+        dims: channels of the four stages.
+        depths: blocks of the four stages.
+        kernel_size: of the depthwise convolutions, odd.
+        mlp_ratio: hidden width of the channel mixing over the stage's width.
+        layer_scale: initial value of the branches' learned factors; None for no factors.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier ones rise linearly to it.
+        global_placement: a global branch in no stage, at the start of each "stage", or in every
+            "block".
+        global_operator: what the global branch looks with: the neural "memory",
+            "self_attention" (heads of 16), a "non_local" block or "cbam" (whose batch norm cannot
+            train on one image of less than 64 pixels).
+        fusion: how G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1.
+        reuse_global: with placement "stage", whether G reaches all blocks of the stage or the
+            first only. The paper does not say; the first only is what its figures for
+            concatenation imply (.697 M parameters and .1 G more are one 1x1 per stage).
+        memory_dim: C_m, width of the global branch; None is twice the first stage's width.
+        chunk_size: tokens of a chunk, one number or one per stage. Only the memory has chunks.
+        min_chunks: least number of chunks a map is cut into; 1 is the paper to the letter, where
+            stages of one chunk read the initial memory and train nothing that writes it. A
+            single token (H/32 of a 32 pixel image) is written before it is read.
+        segment_chunks: chunks whose gradients are taken at the same weights; None is all.
+        max_step: largest step of a token; None is the largest stable one, see
+            `layers.neural_memory.largest_step`.
+        momentum: whether the memory has momentum.
+        decay: whether the memory has decay.
+        memory_depth: layers of the memory, 1 to 3.
+        scan: order of writing and reading: "raster", "bidirectional" or "whole".
+
+    Raises:
+        ValueError: an unknown or impossible value or combination.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        *,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        kernel_size: int = 7,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = 1e-6,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_placement: Placement = "stage",
+        global_operator: Operator = "memory",
+        fusion: Fusion = "gate",
+        reuse_global: bool = False,
+        memory_dim: int | None = None,
+        chunk_size: int | Sequence[int] = 196,
+        min_chunks: int = 2,
+        segment_chunks: int | None = 1,
+        max_step: float | None = None,
+        momentum: bool = True,
+        decay: bool = True,
+        memory_depth: int = 2,
+        scan: Scan = "raster",
+    ) -> None:
+        super().__init__()
+        memory_dim = 2 * dims[0] if memory_dim is None else memory_dim
+        chunk_sizes = [chunk_size] * STAGES if isinstance(chunk_size, int) else list(chunk_size)
+        for name, per_stage in (("dims", dims), ("depths", depths), ("chunk_size", chunk_sizes)):
+            if len(per_stage) != STAGES or min(per_stage) < 1:
+                raise ValueError(
+                    f"{name} needs {STAGES} numbers from 1 on, one per stage, found {per_stage}"
+                )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, found {kernel_size}")
+        _check_ideas(
+            global_placement,
+            global_operator,
+            fusion,
+            reuse_global,
+            memory_dim,
+            # What only a memory has, if it is not at its default.
+            [
+                name
+                for name, changed in (
+                    ("segment_chunks", segment_chunks != 1),
+                    ("max_step", max_step is not None),
+                    ("momentum", not momentum),
+                    ("decay", not decay),
+                    ("memory_depth", memory_depth != 2),
+                    ("scan", scan != "raster"),
+                )
+                if changed
+            ],
+        )
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+
+        def global_branch(stage: int, place: str) -> GlobalBranch:
+            options = {
+                "depth": memory_depth,
+                "chunk_size": chunk_sizes[stage],
+                "min_chunks": min_chunks,
+                "segment_chunks": segment_chunks,
+                "max_step": max_step,
+                "momentum": momentum,
+                "decay": decay,
+                "scan": scan,
+                "label": f"neural memory of {place}",
+            }
+            return GlobalBranch(dims[stage], memory_dim, global_operator, options)
+
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))
+        self.stages = nn.Sequential()
+        self.feature_info = []
+        before_last = max(sum(depths) - 1, 1)
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            blocks = []
+            for j in range(depth):
+                own = global_placement == "block"
+                fused = own or (global_placement == "stage" and (j == 0 or reuse_global))
+                blocks.append(
+                    Block(
+                        dim,
+                        kernel_size=kernel_size,
+                        mlp_ratio=mlp_ratio,
+                        drop_path=drop_path_rate * (sum(depths[:i]) + j) / before_last,
+                        layer_scale=layer_scale,
+                        fusion=fusion if fused else None,
+                        global_branch=global_branch(i, f"stages.{i}.blocks.{j}") if own else None,
+                    )
+                )
+            downsample = (
+                nn.Sequential(LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dim, 2, 2))
+                if i > 0
+                else nn.Identity()
+            )
+            of_stage = global_branch(i, f"stages.{i}") if global_placement == "stage" else None
+            self.stages.append(Stage(downsample, of_stage, blocks, reuse_global))
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            )
+        self.num_features = dims[-1]
+        self.head = NormMlpClassifierHead(
+            self.num_features,
+            num_classes,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            norm_layer=LayerNorm2d,
+        )
+        self.head_hidden_size = self.head.num_features
+        self.apply(_init_weights)
+        for module in self.modules():
+            if isinstance(module, NeuralMemory):
+                module.reset_parameters()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters by depth, for layer-wise learning-rate decay."""
+        if coarse:
+            return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+        # Downsampling and the stage's global branch go with its first block.
+        first = (r"^stages\.(\d+)\.(?:downsample|global_branch)", (0,))
+        return {"stem": r"^stem", "blocks": [first, (r"^stages\.(\d+)\.blocks\.(\d+)", None)]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass (the memory always does so by itself)."""
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier.
+
+        Args:
+            num_classes: of the new one; 0 for none.
+            global_pool: timm's pooling type; None keeps it.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps after chosen stages.
+
+        Args:
+            x: (B, C_in, H, W).
+            indices: stages; the last n for an integer, all for None.
+            norm: part of timm's interface; there is no norm between the stages and the pool.
+            stop_early: leave out stages after the last one asked for.
+            output_fmt: "NCHW".
+            intermediates_only: return only the maps.
+
+        Returns:
+            The maps, or the last map computed and the maps.
+
+        Raises:
+            ValueError: another `output_fmt`, or an image below 32x32.
+        """
+        del norm
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', found '{output_fmt}'")
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self._stem(x)
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in wanted:
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the chosen stages do not need.
+
+        Args:
+            indices: stages to keep; the last n for an integer.
+            prune_norm: part of timm's interface; the only norm after the stages is the head's.
+            prune_head: remove the classifier.
+
+        Returns:
+            The indices of the stages kept.
+        """
+        del prune_norm
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        cut = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if cut or prune_head:
+            self.reset_classifier(0, "")
+            self.head.norm = nn.Identity()
+        if cut:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        return wanted
+
+    def _stem(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < SMALLEST_INPUT:
+            raise ValueError(
+                f"ConvNeur takes images from {SMALLEST_INPUT}x{SMALLEST_INPUT} pixels on, "
+                f"found {x.shape[-2]}x{x.shape[-1]}"
+            )
+        return self.stem(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to the last map (B, C, H/32, W/32)."""
+        return self.stages(self._stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Last map to logits (B, classes), or to the features before the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W), at least 32x32, to logits (B, classes).
+
+        Raises:
+            ValueError: an image below 32x32.
+            FloatingPointError: a memory that is not finite, with its stage and chunk (outside
+                compiled and exported code).
+        """
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_ideas(
+    placement: str,
+    operator: str,
+    fusion: str,
+    reuse_global: bool,
+    memory_dim: int,
+    memory_options: list[str],
+) -> None:
+    for name, value, known in (
+        ("global_placement", placement, get_args(Placement)),
+        ("global_operator", operator, get_args(Operator)),
+        ("fusion", fusion, get_args(Fusion)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, found {value!r}")
+    if placement == "none" and (operator != "memory" or fusion != "gate"):
+        raise ValueError(
+            f"global_placement='none' has no global branch for global_operator={operator!r} and "
+            f"fusion={fusion!r} to act in"
+        )
+    if reuse_global and placement != "stage":
+        raise ValueError(
+            "reuse_global=True needs global_placement='stage', where blocks share a read-out; "
+            f"found {placement!r}"
+        )
+    if memory_options and (placement == "none" or operator != "memory"):
+        raise ValueError(
+            f"{', '.join(memory_options)} change a memory, which global_placement={placement!r} "
+            f"with global_operator={operator!r} does not have"
+        )
+    multiple = {"self_attention": 16, "non_local": 2}.get(operator, 1)
+    if memory_dim < 1 or memory_dim % multiple:
+        raise ValueError(
+            f"memory_dim must be a positive multiple of {multiple} for "
+            f"global_operator={operator!r}, found {memory_dim}"
+        )
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _cfg(**changes: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.0",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2603.19567",
+        "paper_name": "Efficiency Follows Global-Local Decoupling",
+        "notes": "a re-implementation from the paper with reconstructed dimensions",
+        **changes,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "test_convneur.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+        "convneur_m1.untrained": _cfg(),
+        "convneur_m2.untrained": _cfg(),
+        "convneur_m3.untrained": _cfg(),
+        "convneur_m4.untrained": _cfg(),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> ConvNeur:
+    return build_model_with_cfg(
+        ConvNeur,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**sizes, **kwargs},
+    )
+
+
+@register_model
+def test_convneur(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
+    """Smallest ConvNeur with every part of the others; for unit tests."""
+    return _create(
+        "test_convneur",
+        pretrained,
+        kwargs,
+        dims=(8, 16, 24, 32),
+        depths=(1, 1, 2, 1),
+        memory_dim=16,
+        chunk_size=16,
+    )
+
+
+@register_model
+def convneur_m1(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
+    """ConvNeur-M1: a re-implementation from the paper with reconstructed dimensions."""
+    return _create("convneur_m1", pretrained, kwargs, dims=(40, 80, 160, 320))
+
+
+@register_model
+def convneur_m2(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
+    """ConvNeur-M2: a re-implementation from the paper with reconstructed dimensions."""
+    return _create("convneur_m2", pretrained, kwargs, dims=(48, 96, 192, 384))
+
+
+@register_model
+def convneur_m3(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
+    """ConvNeur-M3: a re-implementation from the paper with reconstructed dimensions."""
+    return _create("convneur_m3", pretrained, kwargs, dims=(64, 128, 256, 512))
+
+
+@register_model
+def convneur_m4(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
+    """ConvNeur-M4: a re-implementation from the paper with reconstructed dimensions."""
+    return _create("convneur_m4", pretrained, kwargs, dims=(80, 160, 320, 640), depths=(2, 2, 8, 2))
