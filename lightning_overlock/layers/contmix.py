@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.ops.contmix import _softmax as contmix_kernels  # TODO rename
-from lightning_overlock.ops.contmix import contmix
+from lightning_overlock.ops.contmix import contmix, contmix_kernels
 
 
 class ContMix(nn.Module):
@@ -86,9 +85,9 @@ class ContMix(nn.Module):
         """
         context = x if context is None else context
         value = x if value is None else value
-        size = x.shape[-2:]
+        size = (x.shape[2], x.shape[3])
         resized = self._aggregation_size(*size)
-        if resized != tuple(size):
+        if resized != size:
             same = context is x
             x = F.interpolate(x, resized, mode="bilinear")
             context = x if same else F.interpolate(context, resized, mode="bilinear")
@@ -99,7 +98,7 @@ class ContMix(nn.Module):
         if self.small_kernel_tap.wanted and small is not None:
             self.small_kernel_tap(contmix_kernels(small, self.small_bias, *resized))
         mixed = contmix(value, large, small, large_bias=self.large_bias, small_bias=self.small_bias)
-        if resized != tuple(size):
+        if resized != size:
             mixed = F.adaptive_avg_pool2d(mixed, size)
         return self.proj(mixed)
 

@@ -38,7 +38,7 @@ SMALLEST_INPUT = 32
 
 def squeeze_excite(channels: int) -> SqueezeExcite:
     """Return the channel attention of both kinds of block: an eighth of C, at least 16, wide."""
-    return SqueezeExcite(channels, rd_channels=max(16, channels // 8), act_layer="gelu")
+    return SqueezeExcite(channels, rd_channels=max(16, channels // 8), act_layer=nn.GELU)
 
 
 class StaticBlock(nn.Module):
@@ -293,7 +293,7 @@ class FocusStage(nn.Module):
         """
         context = None
         if self.downsample is not None:
-            x, context = x.split(self.split_in, dim=1)
+            x, context = torch.split(x, self.split_in, dim=1)
             x = self.downsample(x)
             context = self.context_downsample(context) if self.context_downsample else None
         if prior is not None:
@@ -306,7 +306,7 @@ class FocusStage(nn.Module):
             else:
                 x = block(x, context, prior)
             if self.context_update and context is not None and block is not self.blocks[-1]:
-                x, context = x.split(self.split, dim=1)
+                x, context = torch.split(x, self.split, dim=1)
         if prior is not None and not self.context_update:
             x = torch.cat([x, prior], dim=1)
         return x
@@ -581,7 +581,7 @@ class OverLoCK(nn.Module):
             )
             for index in range(2)
         )
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(num_chs=dims[0], reduction=4, module="base.0"),
             dict(num_chs=dims[1], reduction=8, module="base.1"),
             dict(num_chs=dims[2] + context_dim, reduction=16, module="focus.0"),
@@ -600,7 +600,6 @@ class OverLoCK(nn.Module):
         if self.overview_head is not None:
             self.overview_head.apply(init_weights)
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters by depth, for layer-wise learning rates."""
         # Only the plain pyramid has a fourth base stage; it lies between the two of Focus-Net.
@@ -635,14 +634,12 @@ class OverLoCK(nn.Module):
             ],
         )
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         for stage in (*self.base, self.overview, *self.focus):
             if isinstance(stage, StaticStage | FocusStage):
                 stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the linear classifier."""
         assert isinstance(self.head, ClassifierHead)
@@ -909,7 +906,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     ]
     for prefix in merged:
         bias = out.pop(f"{prefix}.large.conv.bias")
-        for name in (name for name in own if name.startswith(f"{prefix}.") and name not in out):
+        for name in own:
+            if not name.startswith(f"{prefix}.") or name in out:
+                continue
             if name.endswith("norm.weight") and ".branches." in name:
                 out[name] = torch.zeros_like(own[name])
             elif name.endswith(".large.norm.bias"):

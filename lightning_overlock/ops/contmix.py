@@ -23,7 +23,7 @@ DENSE_LIMIT = 3.0
 # Pixel rows of a strip: more of them make larger products with more zeros in them.
 STRIP_ROWS = 4
 # What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 8 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
 
 _forced_form: str | None = None
@@ -140,6 +140,23 @@ def contmix_reference(
                 total = total + weight * value[:, :, top + tap // size, left + tap % size]
             rows.append(total)
     return torch.stack(rows, dim=-1).reshape(value.shape)
+
+
+def contmix_kernels(logits: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
+    """Return the kernels that `contmix` aggregates with, for looking at them.
+
+    Args:
+        logits: (B, G, H*W, K*K).
+        bias: (G, 2K-1, 2K-1) or None.
+        height: H.
+        width: W.
+
+    Returns:
+        (B, G, H*W, K*K) in float32 or wider, each kernel summing to one.
+    """
+    rows = None if bias is None else _bias_rows(bias, height)
+    by_row = _unflatten(logits, 2, height, width)
+    return _softmax(by_row, rows, slice(0, height)).flatten(2, 3)
 
 
 def _check(value: Tensor, which: str, logits: Tensor, bias: Tensor | None, kernels: int) -> None:
