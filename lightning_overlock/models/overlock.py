@@ -185,7 +185,8 @@ class DynamicBlock(nn.Module):
             else None
         )
         self.se = squeeze_excite(dim)
-        self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU(), Tap()) if gate else None
+        self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU()) if gate else None
+        self.gate_tap = Tap()
         self.proj = NormConv(dim, out)
         self.scale1 = ChannelScale(out)
         self.position2 = ResidualDepthwise(out)
@@ -220,7 +221,7 @@ class DynamicBlock(nn.Module):
             y = y + self.mixer(features, context if self.kernel_guidance else None, value)
         y = self.se(y)
         if self.gate is not None:
-            y = y * self.gate(value)
+            y = y * self.gate_tap(self.gate(value))
         z = self.scale1(identity, self.drop_path(self.proj(y)))
         z = self.position2(z)
         return self.scale2(z, self.drop_path(self.mlp(self.norm2(z))))

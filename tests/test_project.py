@@ -1,0 +1,99 @@
+"""The project's own files: its dependencies in two places, its rooms, its metadata."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lightning_overlock
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lightning_overlock"
+# From the ground up; a room imports only rooms that stand before it. `errors` is everybody's.
+ROOMS = [
+    "errors",
+    "ops",
+    "layers",
+    "models",
+    "bench",
+    "heads",
+    "metrics",
+    "optim",
+    "data",
+    "tasks",
+    "callbacks",
+    "analysis",
+    "sweep",
+    "configs",
+    "parser",
+    "cli",
+    "__main__",
+]
+NETWORK = {"ops", "layers", "models"}
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_conda_environment_names_the_dependencies_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert [d for d in pip if not d.startswith("--")] == project()["dependencies"]
+    assert f"python{project()['requires-python']}" in conda
+    assert "--editable ." in pip
+
+
+def test_every_dependency_has_a_lower_bound():
+    assert all(">=" in dependency for dependency in project()["dependencies"])
+
+
+def test_compromised_releases_of_lightning_are_excluded():
+    (lightning,) = [d for d in project()["dependencies"] if d.startswith("lightning")]
+    assert "!=2.6.2" in lightning
+    assert "!=2.6.3" in lightning
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "lightning_overlock"
+                else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_below_it(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert room in ROOMS
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "lightning_overlock" and len(parts) > 1 and parts[1] in ROOMS:
+            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+            if room in NETWORK:
+                assert parts[1] in NETWORK, f"the network imports {name}"
+        if room in NETWORK:
+            assert parts[0] not in {"lightning", "torchmetrics", "jsonargparse", "optuna"}
+
+
+def test_version_is_that_of_the_changelog_or_unreleased():
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].startswith(lightning_overlock.__version__)
+
+
+def test_citation_names_both_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    numbers = [r["identifiers"][0]["value"] for r in citation["references"]]
+    assert numbers == ["arXiv:2502.20087", "arXiv:2603.19567"]
