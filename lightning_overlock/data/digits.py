@@ -225,7 +225,7 @@ class DigitsDataModule(BaseDataModule):
     Args:
         batch_size: images per process and step.
         image_size: side of the images in pixels.
-        augment: turn, scale and shift training digits a little.
+        augment: turn, scale and shift training digits a little; worth it in long runs.
         num_workers: processes that prepare images; it costs so little that none is needed.
 
     Raises:
@@ -238,7 +238,7 @@ class DigitsDataModule(BaseDataModule):
         self,
         batch_size: int = 64,
         image_size: int = 32,
-        augment: bool = True,
+        augment: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)

@@ -307,14 +307,17 @@ class Loader:
         skipped: dict[str, None] = {}
         last = len(self) - 1
         first = self.batch_sampler.position() if isinstance(self.batch_sampler, TrainBatches) else 0
-        for number, read in enumerate(self._loader, first):
-            if read.error is not None:
-                raise read.error
-            skipped.update(dict.fromkeys(read.skipped))
-            if number == last:  # Lightning does not ask for a batch after the last
-                self._warn_of(skipped)
-            if read.batch is not None:
-                yield read.batch
+        try:
+            for number, read in enumerate(self._loader, first):
+                if read.error is not None:
+                    raise read.error
+                skipped.update(dict.fromkeys(read.skipped))
+                if number == last:  # now, as Lightning does not ask for what comes after it
+                    self._warn_of(skipped)
+                if read.batch is not None:
+                    yield read.batch
+        finally:
+            self._warn_of(skipped)
 
     def _warn_of(self, skipped: dict[str, None]) -> None:
         new = [message for message in skipped if message not in self._skipped]

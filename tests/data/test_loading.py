@@ -212,6 +212,16 @@ def test_the_warning_comes_before_the_last_batch_because_lightning_asks_for_no_m
         next(iterator), next(iterator)
 
 
+def test_an_epoch_that_is_broken_off_still_warns():
+    loader = TrainLoader(
+        Broken(8, {0, 1, 2, 3}), TrainBatches(EpochSampler(8, 0), 4), skip_corrupt=True
+    )
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.warns(UserWarning, match="unreadable"):
+        iterator.close()
+
+
 def test_evaluation_leaves_corrupt_images_out():
     loader = Loader(Broken(9, {2, 3, 4, 5}), EvalBatches(9, 3), skip_corrupt=True)
     with pytest.warns(UserWarning, match="4 unreadable"):
