@@ -1,0 +1,1 @@
+"""Pure functions on tensors: the operations that the layers are built on."""
