@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProg
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_overlock import __version__, configs
 from lightning_overlock.callbacks.checkpoint import BestAndLast, Interrupted
@@ -84,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return 0
     except Exception as error:
-        if not (isinstance(error, InputError) or _raised_by_network(error)):
+        known = isinstance(error, (InputError, MisconfigurationException))
+        if not (known or _raised_by_network(error)):
             raise
         if is_rank_zero():
             print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)
@@ -136,6 +138,8 @@ def _keep_quiet() -> None:
         handler.addFilter(_has_substance)
     # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
+    # The tasks log values that are reduced over all processes already.
+    warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist", UserWarning)
 
 
 def _has_substance(record: logging.LogRecord) -> bool:
@@ -284,7 +288,7 @@ class TrainingCLI(LightningCLI):
         """Add what the package adds to Lightning's options."""
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
-        if self.request.checkpoint is None:
+        if "config" not in (self.request.checkpoint or {}):  # else the checkpoint says them
             parser.link_arguments(
                 "data.class_names", "model.init_args.class_names", apply_on="instantiate"
             )
