@@ -294,9 +294,12 @@ class BaseTask(LightningModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite, on all processes and before any weight changes."""
-        if not self._agree(bool(torch.isfinite(loss))):
+        finite = bool(torch.isfinite(loss))
+        # All must stop together: one that goes on would wait for the others' gradients.
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            value = "not finite on another process" if finite else loss.item()
             raise InputError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch "
+                f"the loss is {value} at step {self.global_step} (epoch "
                 f"{self.current_epoch}), learning rate {self.learning_rate(self.global_step):.3g}; "
                 "checkpoints already saved are good\n"
                 "try a lower model.lr, more model.warmup_epochs, trainer.gradient_clip_val 5, "
@@ -312,9 +315,6 @@ class BaseTask(LightningModule):
                 "earlier ones are good\ntry a lower model.lr or "
                 "trainer.gradient_clip_val 5"
             )
-
-    def _agree(self, fine: bool) -> bool:
-        return bool(self.trainer.strategy.reduce_boolean_decision(fine, all=True))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count images and time, that of loading included."""

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_overlock.callbacks.ema import EMA
-from lightning_overlock.errors import InputError
 from lightning_overlock.tasks import ClassificationTask
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
@@ -50,6 +50,13 @@ class Data(LightningDataModule):
         return DataLoader(Subset(images, self.share(7)), batch_size=2)
 
 
+class SaveAtTheEnd(Callback):
+    """Saves in the processes that train; their parent has no state to save."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "run.ckpt")
+
+
 def trainer(folder, processes, **arguments):
     distributed = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
     return Trainer(
@@ -74,11 +81,12 @@ def run(folder, processes):
     model = ClassificationTask(
         class_names=CLASSES, backbone="test_convnext", lr=0.5, scale_lr_with_batch=True
     )
-    training = trainer(folder, processes, callbacks=[EMA(0.9)], gradient_clip_val=0.5)
+    callbacks = [EMA(0.9), SaveAtTheEnd()]
+    training = trainer(folder, processes, callbacks=callbacks, gradient_clip_val=0.5)
     training.fit(model, datamodule=Data())
-    training.save_checkpoint(folder / "run.ckpt")
     (metrics,) = trainer(folder, processes).validate(model, datamodule=Data(), verbose=False)
-    torch.save({**metrics, "lr": training.callback_metrics["lr"]}, folder / "metrics.pt")
+    metrics["lr"] = training.callback_metrics["lr"].item()
+    torch.save(metrics, folder / "metrics.pt")
     trainer(folder, processes).predict(model, datamodule=Data(), return_predictions=False)
 
 
@@ -95,7 +103,7 @@ def main(folder):
     stopped = ClassificationTask(class_names=CLASSES, backbone="test_convnext")
     try:
         trainer(folder, 2).fit(stopped, datamodule=Data(poison=True))
-    except InputError as error:
+    except ProcessRaisedException as error:  # has the traceback of the first that raised
         (folder / "stopped.txt").write_text(str(error))
 
 
