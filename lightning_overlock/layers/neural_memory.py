@@ -199,14 +199,15 @@ class NeuralMemory(nn.Module):
             written = (count - 1) // length * length
         options |= self._writing(tokens[:, :written], length)
         read, memory = neural_memory(queries, **options)
-        # One reduction; on a GPU it waits for the memory to be written.
+        # A sum over the final memory, as what is not finite stays so from chunk to chunk, and over
+        # the read-outs; on a GPU it waits for them.
         traced = torch.compiler.is_compiling() or read.is_meta
-        if not traced and not _finite(memory):
-            raise FloatingPointError(self._diagnosis(options))
+        if not traced and not _finite((*memory, read)):
+            raise FloatingPointError(self._diagnosis(queries, options))
         if self.surprise_tap.wanted:
             self.surprise_tap(self._surprise(x))
         if self.scan == "bidirectional":
-            there, back = read.chunk(2)
+            there, back = read.reshape(2, *x.flatten(2).mT.shape).unbind()
             read = (there + back.flip(1)) / 2
         return read.mT.reshape(x.shape)
 
@@ -220,7 +221,7 @@ class NeuralMemory(nn.Module):
         if self.step is None:
             step = torch.full_like(k[..., 0], self.max_step / 2)
         else:
-            step = self.step(tokens).squeeze(-1).float().sigmoid() * self.max_step
+            step = _wide(self.step(tokens).squeeze(-1)).sigmoid() * self.max_step
         momentum = decay = None
         if self.momentum is not None or self.decay is not None:
             summary = self._summary(tokens, length)
@@ -252,35 +253,41 @@ class NeuralMemory(nn.Module):
             segment_chunks=self.segment_chunks,
             write_remainder=True,
         )
-        error = (predicted - writing["v"]).float().square().mean(-1)
+        error = _wide(predicted - writing["v"]).square().mean(-1)
         return torch.stack([chunk.mean(1) for chunk in torch.split(error, length, 1)], 1)
 
     @torch.no_grad()
-    def _diagnosis(self, options: dict[str, Any]) -> str:
+    def _diagnosis(self, queries: Tensor, options: dict[str, Any]) -> str:
         """Find the chunk that broke the memory, by writing one more at a time."""
         length = options["chunk_size"]
         chunks = -(-options["k"].shape[1] // length)
         if not _finite(options["weights"]):
             return f"{self.label}: the learned initial memory is not finite"
+        if not _finite((queries,)):
+            return f"{self.label}: the tokens that read it are not finite"
         for t in range(1, chunks + 1):
             units = {"k": length, "v": length, "step": length, "momentum": 1, "decay": 1}
             part: dict[str, Any] = {
                 n: x if (x := options[n]) is None else x[:, : t * units[n]] for n in units
             }
             part |= {"write_remainder": True, "read_final": True}
-            _, memory = neural_memory(part["k"][:, :0], **(options | part))
-            if not _finite(memory):
+            read, memory = neural_memory(queries, **(options | part))
+            if not _finite((*memory, read)):
                 break
-        tokens = "" if _finite((part["k"], part["v"])) else ", nor are the tokens written to it"
         return (
-            f"{self.label}: the memory is not finite after chunk {t} of {chunks}{tokens} "
-            f"(chunks of {length} tokens, max_step {self.max_step})"
+            f"{self.label}: the memory is not finite after chunk {t} of {chunks} "
+            f"({length} tokens each, max_step {self.max_step:.3g})"
         )
 
 
 def _gate(linear: nn.Module | None, summary: Tensor) -> Tensor | None:
     """(B, T, D) to (B, T) between 0 and 1; None stays None."""
-    return None if linear is None else linear(summary).squeeze(-1).float().sigmoid()
+    return None if linear is None else _wide(linear(summary).squeeze(-1)).sigmoid()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _finite(tensors: tuple[Tensor, ...]) -> bool:
