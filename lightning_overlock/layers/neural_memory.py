@@ -180,7 +180,8 @@ class NeuralMemory(nn.Module):
             FloatingPointError: the memory is not finite; says after which chunk. Not checked in
                 compiled and exported code.
         """
-        tokens = x.flatten(2).mT
+        # Under autocast the norms take float32.
+        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
         if self.scan == "bidirectional":
             tokens = torch.cat((tokens, tokens.flip(1)))
         queries = self.query(self.read_norm(tokens))
@@ -242,7 +243,7 @@ class NeuralMemory(nn.Module):
 
     @torch.no_grad()
     def _surprise(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).mT
+        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
         length = self._chunk_length(tokens.shape[1])
         writing = self._writing(tokens, length)
         predicted, _ = neural_memory(

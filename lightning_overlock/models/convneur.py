@@ -53,7 +53,7 @@ class MapAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, H, W) to (B, D, H, W)."""
-        tokens = self.norm(x.flatten(2).mT)
+        tokens = self.norm(x.flatten(2).mT.to(self.norm.weight.dtype))
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -73,9 +73,8 @@ def size(variant: str, **ideas: Any) -> Size:
     Returns:
         The counts.
     """
-    with torch.device("meta"):  # counts shapes, computes nothing
-        model: nn.Module = getattr(convneur, variant)(**ideas)
-        image = torch.empty(1, 3, 224, 224)
+    model: nn.Module = getattr(convneur, variant)(**ideas)
+    image = torch.zeros(1, 3, 224, 224)
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
     params = sum(p.numel() for p in model.parameters())
     fast = sum(w.numel() for m in memories for w in (*m.memory, m.gamma))
