@@ -451,7 +451,8 @@ def _backward(
     value_grad, logits_grad, bias_grad = _empty_grads(value, logits, bias, wanted)
     wide = torch.promote_types(logits.dtype, torch.float32)
     size = _size(logits.shape[3])
-    bias_rows_grad = logits.new_zeros(groups, height, size, size * size, dtype=wide)
+    rows_shape = (groups, height, size, size * size) if wanted[2] else (0,)
+    bias_rows_grad = logits.new_zeros(rows_shape, dtype=wide)
     for block in _blocks(value, groups, parts[0].source_numbers(value.shape[1] // groups)):
         source = parts[0].source(_grouped(value, groups)[block].flatten(0, 1))
         # Windows overlap: their gradients are added in float32 or wider.

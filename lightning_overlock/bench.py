@@ -1,0 +1,573 @@
+"""What a model or an operation costs: parameters, multiply-adds, time and memory.
+
+`lightning bench NAME...` compares timm models, `--ops` the forms of the package's operations. All
+contestants are taken in turn, round after round, and medians are shown, so that a disturbance of
+the machine hits all of them.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.layers.contmix import ContMix
+from lightning_overlock.ops.contmix import FORMS, contmix, contmix_form
+from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
+
+MIB = 2**20
+PEAK_RSS_RESET = Path("/proc/self/clear_refs")
+
+# Batch, height, width and window of ContMix: the maps of a 224 px image, of a COCO image of
+# 800x1344, and both kernels of a stage.
+CONTMIX_SIZES = ("4x7x7x7", "4x14x14x5", "4x14x14x13", "1x25x42x7", "1x50x84x5", "1x50x84x13")
+# Batch, tokens, channels and chunk of the neural memory.
+MEMORY_SIZES = ("4x196x64x14", "4x784x64x28", "1x4200x64x84")
+
+Step = Callable[[], object]
+Row = dict[str, str | float | None]
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, each shared one counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def multiply_adds(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> int:
+    """Multiply-adds of one image in evaluation mode, every convolution and product counted.
+
+    The model runs on the meta device, whatever its own: nothing is computed and nothing changes.
+
+    Args:
+        model: takes (1, C, H, W).
+        input_size: (C, H, W).
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = {name: x.detach().to("meta") for name, x in tensors.items()}
+    image = torch.empty(1, *input_size, device="meta")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model, weights, (image,))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops() // 2
+
+
+def time_in_turn(
+    steps: dict[str, Step], seconds: float, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Median seconds of each step, all taken in turn after one warm-up round.
+
+    Args:
+        steps: named functions of no argument.
+        seconds: how long each of them is measured; at least three rounds.
+        device: the device whose work is waited for.
+    """
+    device = torch.device(device)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    rounds, started = 0, time.perf_counter()
+    while rounds < 3 or time.perf_counter() - started < seconds * len(steps):
+        for name, step in steps.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def peak_memory(step: Step, device: torch.device | str = "cpu") -> int | None:
+    """Bytes that `step` needs beyond what is held before it, at its highest.
+
+    On CUDA by the allocator's own account. On a CPU by the peak of the process's resident set,
+    which the work space of libraries enters too; None where the system (other than Linux) cannot
+    reset that peak. The step should have run once before.
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu" or not PEAK_RSS_RESET.exists():
+        return None
+    # Give freed memory back first, or the step would be served from it unseen.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    PEAK_RSS_RESET.write_text("5")
+    before = _status("VmRSS")
+    step()
+    return max(0, _status("VmHWM") - before)
+
+
+def inference_step(model: nn.Module, images: Tensor) -> Step:
+    """A forward pass in evaluation mode."""
+
+    def step() -> object:
+        model.eval()
+        with torch.inference_mode():
+            return model(images)
+
+    return step
+
+
+def training_step(model: nn.Module, images: Tensor) -> Step:
+    """Forward and backward pass in training mode with a cross-entropy loss, no optimizer."""
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def step() -> object:
+        model.train()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        torch.autograd.backward(loss)
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _status(key: str) -> int:
+    """A memory figure of this process in bytes."""
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"{key}:\s+(\d+) kB", text)
+    assert found is not None, f"no {key} in /proc/self/status"
+    return int(found[1]) * 1024
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def _forced(step: Step, form: str) -> Step:
+    def under_form() -> object:
+        with contmix_form(form):
+            return step()
+
+    return under_form
+
+
+def bench_models(
+    names: Sequence[str],
+    *,
+    batch_size: int = 1,
+    size: tuple[int, int] = (224, 224),
+    device: str = "cpu",
+    channels_last: bool = True,
+    inference_form: bool = False,
+    features: bool = False,
+    train: bool = True,
+    second_form: str | None = None,
+    seconds: float = 5.0,
+) -> list[Row]:
+    """Measure timm models side by side; see `lightning bench --help`.
+
+    Args:
+        names: any timm models.
+        batch_size: images in a batch.
+        size: height and width of the images.
+        device: where to run.
+        channels_last: memory format of models and images.
+        inference_form: whether to merge branches and norms before inference.
+        features: whether to measure the feature maps instead of the logits.
+        train: whether to measure a training step too.
+        second_form: gives models with ContMix a second row, where it runs in this form.
+        seconds: how long each figure is measured.
+
+    Returns:
+        One row per model, the same keys in each: parameters in millions, multiply-adds of one
+        image in billions, images per second, and extra peak memory in MiB.
+
+    Raises:
+        InputError: timm has no model of a name.
+    """
+    for name in names:
+        if not timm.is_model(name):
+            raise InputError(
+                f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}\n"
+                "`timm.list_models()` after `import lightning_overlock` names them all."
+            )
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(batch_size, 3, *size, device=device).to(memory_format=memory_format)
+    rows: list[Row] = []
+    inference: dict[str, Step] = {}
+    training: dict[str, Step] = {}
+    for name in names:
+        model = timm.create_model(name, features_only=features).to(device)
+        model = model.to(memory_format=memory_format)
+        deployed = reparameterize_model(copy.deepcopy(model)) if inference_form else model
+        costs: Row = {
+            "parameters M": parameter_count(deployed) / 1e6,
+            "multiply-adds G": multiply_adds(deployed, (3, *size)) / 1e9,
+        }
+        rows.append({"model": name, **costs})
+        inference[name] = inference_step(deployed, images)
+        training[name] = training_step(model, images)
+        if second_form and any(isinstance(module, ContMix) for module in model.modules()):
+            label = f"{name} ({second_form})"
+            rows.append({"model": label, **costs})
+            inference[label] = _forced(inference[name], second_form)
+            training[label] = _forced(training[name], second_form)
+    kinds = {"inference": inference, "training": training} if train else {"inference": inference}
+    for kind, steps in kinds.items():
+        times = time_in_turn(steps, seconds, device)
+        for row, (name, step) in zip(rows, steps.items(), strict=True):
+            row[f"{kind} images/s"] = batch_size / times[name]
+            row[f"{kind} peak MiB"] = _mib(peak_memory(step, device))
+    return rows
+
+
+def _mib(count: int | None) -> float | None:
+    return None if count is None else count / MIB
+
+
+def _form_rows(
+    size: str,
+    calls: dict[str, Callable[..., Tensor]],
+    inputs: Sequence[Tensor],
+    seconds: float,
+    device: str,
+) -> list[Row]:
+    """Measure forms of one operation, forward and with the gradient of all its inputs."""
+
+    def forward(call: Callable[..., Tensor]) -> Tensor:
+        with torch.no_grad():
+            return call(*inputs)
+
+    def both(call: Callable[..., Tensor]) -> Sequence[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        output = call(*leaves)
+        return torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+    rows: list[Row] = [{"size": size, "form": name} for name in calls]
+    kinds: dict[str, Callable[..., object]] = {"forward": forward, "forward + backward": both}
+    for kind, run in kinds.items():
+        steps: dict[str, Step] = {name: partial(run, call) for name, call in calls.items()}
+        times = time_in_turn(steps, seconds, device)
+        for row, (name, step) in zip(rows, steps.items(), strict=True):
+            row[f"{kind} ms"] = times[name] * 1e3
+            row[f"{kind} peak MiB"] = _mib(peak_memory(step, device))
+    return rows
+
+
+def bench_contmix(
+    sizes: Sequence[str] = CONTMIX_SIZES,
+    *,
+    groups: int = 8,
+    channels: int = 16,
+    device: str = "cpu",
+    seconds: float = 2.0,
+) -> list[Row]:
+    """Measure the forms of ContMix with one kernel size, float32, no bias tables.
+
+    Args:
+        sizes: "BxHxWxK": images, height, width, window.
+        groups: G.
+        channels: channels of a group.
+        device: where to run.
+        seconds: how long each form is measured.
+
+    Returns:
+        One row per size and form, unfold first: milliseconds and extra peak memory in MiB.
+    """
+    rows = []
+    for size in sizes:
+        batch, height, width, window = _numbers(size, "BxHxWxK, such as 4x14x14x13")
+        if window % 2 == 0 or window > min(height, width):
+            raise InputError(f"--sizes {size}: the window must be odd and fit into the map")
+        value = torch.randn(batch, groups * channels, height, width, device=device)
+        logits = torch.randn(batch, groups, height * width, window**2, device=device)
+
+        calls: dict[str, Callable[..., Tensor]] = {
+            form: partial(contmix, form=form) for form in ("unfold", "dense", "strips", "auto")
+        }
+        rows += _form_rows(size, calls, (value, logits), seconds, device)
+    return rows
+
+
+def bench_memory(
+    sizes: Sequence[str] = MEMORY_SIZES, *, device: str = "cpu", seconds: float = 2.0
+) -> list[Row]:
+    """Measure the neural memory against `torch.func.vmap(grad)`, float32, one segment.
+
+    Args:
+        sizes: "BxNxDxC": sequences, tokens, channels, tokens of a chunk.
+        device: where to run.
+        seconds: how long each form is measured.
+
+    Returns:
+        One row per size and form, vmap first: milliseconds and extra peak memory in MiB.
+    """
+    rows = []
+    for size in sizes:
+        batch, tokens, dim, chunk = _numbers(size, "BxNxDxC, such as 4x196x64x14")
+        if tokens % chunk:
+            raise InputError(f"--memory-sizes {size}: {tokens} tokens are no whole chunks")
+        q, k, v = (torch.randn(batch, tokens, dim, device=device) for _ in range(3))
+        step = torch.rand(batch, tokens, device=device) / dim
+        momentum, decay = (torch.rand(batch, tokens // chunk, device=device) / 2 for _ in range(2))
+        weights = (
+            torch.randn(dim, 2 * dim, device=device) * dim**-0.5,
+            torch.randn(2 * dim, dim, device=device) * (2 * dim) ** -0.5,
+            torch.zeros(dim, device=device),
+        )
+
+        def run(
+            operation: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+            *x: Tensor,
+            chunk: int = chunk,
+        ) -> Tensor:
+            q, k, v, step, momentum, decay, *weights = x
+            output, _ = operation(
+                q, k, v, step, tuple(weights), chunk_size=chunk, momentum=momentum, decay=decay
+            )
+            return output
+
+        calls: dict[str, Callable[..., Tensor]] = {
+            "vmap": partial(run, neural_memory_vmap),
+            "closed": partial(run, partial(neural_memory, segment_chunks=None)),
+        }
+        inputs = (q, k, v, step, momentum, decay, *weights)
+        rows += _form_rows(size, calls, inputs, seconds, device)
+    return rows
+
+
+def _numbers(size: str, expected: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){3}", size):
+        raise InputError(f"'{size}' is no size; expected {expected}")
+    return [int(number) for number in size.split("x")]
+
+
+# Printing ----------------------------------------------------------------------------------------
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Figures to print, each with its ratio to that of the first row (of the same size)."""
+    first: dict[object, Row] = {}
+    cells = []
+    for row in rows:
+        base = first.setdefault(row.get("size"), row)
+        line = []
+        for key, value in row.items():
+            if not isinstance(value, float):
+                line.append("-" if value is None else value)
+                continue
+            text = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            reference = base[key]
+            if row is not base and isinstance(reference, float) and value and reference:
+                # A time's ratio is turned round: how many times as fast.
+                ratio = reference / value if key.endswith(" ms") else value / reference
+                text += f" ({ratio:.3g}x)"
+            line.append(text)
+        cells.append(line)
+    return cells
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *_cells(rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _print(rows: Sequence[Row], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for key, value in rows[0].items():
+        heading = re.sub(r" (peak MiB|\S+)$", r"\n\1", key)  # the unit below the quantity
+        side: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
+        table.add_column(heading, justify=side, no_wrap=True)
+    for line in _cells(rows):
+        table.add_row(*line)
+    # A pipe or a narrow window gets the whole table too: cut figures are of no use.
+    width = Console(width=1000).measure(table).maximum
+    Console(width=max(width, Console().width)).print(table)
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = re.search(r"unrecognized arguments: (\S+)", message)
+        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
+        raise InputError(f"bench: {message}.{near}\n`lightning bench --help` lists all options.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lightning bench",
+        allow_abbrev=False,
+        description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
+        "side, or of the package's operations. All are taken in turn; medians. In brackets: relative "
+        "to the first row; of a time, how many times as fast.",
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
+    add("--batch-size", type=int, default=4, help="images in a batch (default: %(default)s)")
+    add("--size", default="224", help="pixels, N or HxW (default: %(default)s)")
+    add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    add(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory format (default: channels-last)",
+    )
+    add(
+        "--inference-form",
+        action="store_true",
+        help="merge branches and norms (timm's reparameterize_model) before inference; training "
+        "is measured in the training form",
+    )
+    add("--features", action="store_true", help="the four feature maps instead of the logits")
+    add(
+        "--train",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure a training step too (default: yes, unless --features)",
+    )
+    add(
+        "--contmix-form",
+        choices=FORMS,
+        help="add a second row for models with ContMix, where it runs in this form",
+    )
+    add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
+    add("--ops", action="store_true", help="the forms of ContMix, relative to unfold")
+    add(
+        "--sizes",
+        nargs="+",
+        metavar="BxHxWxK",
+        help=f"images, map and window of --ops (default: {' '.join(CONTMIX_SIZES)})",
+    )
+    add("--groups", type=int, default=8, help="groups of --ops (default: %(default)s)")
+    add("--group-channels", type=int, default=16, help="channels of each (default: %(default)s)")
+    add("--memory", action="store_true", help="the neural memory, relative to vmap(grad)")
+    add(
+        "--memory-sizes",
+        nargs="+",
+        metavar="BxNxDxC",
+        help="sequences, tokens, channels and tokens of a chunk of --memory "
+        f"(default: {' '.join(MEMORY_SIZES)})",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    return parser
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if not (args.names or args.ops or args.memory):
+        raise InputError("nothing to measure: name timm models, or give --ops or --memory")
+    for option in ("batch_size", "threads", "groups", "group_channels", "seconds"):
+        found = getattr(args, option)
+        if found is not None and found <= 0:
+            raise InputError(f"--{option.replace('_', '-')} {found}: expected more than zero")
+    for option, needed in (("sizes", "ops"), ("memory_sizes", "memory"), ("contmix_form", "names")):
+        if getattr(args, option) and not getattr(args, needed):
+            needed = "NAME" if needed == "names" else f"--{needed}"
+            raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
+    if args.features and args.train:
+        raise InputError("--train needs logits, --features gives none")
+
+
+def main(arguments: list[str]) -> int:
+    """Run `lightning bench` and print its tables.
+
+    Args:
+        arguments: what was typed after `bench`.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        InputError: a mistake in what was typed.
+    """
+    args = _parser().parse_args(arguments)
+    _check_arguments(args)
+    size = _size(args.size)
+    try:
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {args.device} cannot be used: {reason}") from error
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = f"torch {torch.__version__}, {device}"
+    where += f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    timing = {} if args.seconds is None else {"seconds": args.seconds}
+    tables: dict[str, list[Row]] = {}
+    if args.names:
+        shape = f"batch {args.batch_size}, {size[0]}x{size[1]} px, float32"
+        shape += ", channels-last" if args.channels_last else ""
+        shape += ", inference form" if args.inference_form else ""
+        shape += ", features" if args.features else ""
+        tables[f"Models: {shape}; {where}"] = bench_models(
+            args.names,
+            batch_size=args.batch_size,
+            size=size,
+            device=device,
+            channels_last=args.channels_last,
+            inference_form=args.inference_form,
+            features=args.features,
+            train=not args.features if args.train is None else args.train,
+            second_form=args.contmix_form,
+            **timing,
+        )
+    if args.ops:
+        title = f"ContMix: size BxHxWxK, {args.groups} groups of {args.group_channels} channels"
+        tables[f"{title}, float32; {where}"] = bench_contmix(
+            args.sizes or CONTMIX_SIZES,
+            groups=args.groups,
+            channels=args.group_channels,
+            device=device,
+            **timing,
+        )
+    if args.memory:
+        tables[f"Neural memory: size BxNxDxC, float32; {where}"] = bench_memory(
+            args.memory_sizes or MEMORY_SIZES, device=device, **timing
+        )
+    for title, rows in tables.items():
+        _print(rows, title)
+    if args.json:
+        args.json.write_text(json.dumps(tables, indent=2) + "\n")
+    if args.markdown:
+        args.markdown.write_text("\n".join(f"{t}\n\n{markdown(r)}" for t, r in tables.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
