@@ -410,6 +410,18 @@ def test_batches_can_be_looked_at_after_training(fit):
     assert len(list(trainer.datamodule.train_dataloader())) == 5
 
 
+def test_a_callback_may_look_at_all_batches_during_training(fit):
+    class Look(Callback):
+        seen = 0
+
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            self.seen = len(list(trainer.datamodule.train_dataloader()))
+
+    look = Look()
+    fit(Seen(), 1, callbacks=(look,))
+    assert look.seen == 5
+
+
 def test_overfitting_repeats_the_same_images(fit):
     module = Seen()
     fit(module, 3, overfit_batches=2)
