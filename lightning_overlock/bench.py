@@ -432,8 +432,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="lightning bench",
         allow_abbrev=False,
         description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
-        "side, or of the package's operations. All are taken in turn; medians. In brackets: relative "
-        "to the first row; of a time, how many times as fast.",
+        "side, or of the package's operations. All are taken in turn; medians. In brackets: "
+        "relative to the first row; of a time, how many times as fast.",
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
@@ -499,6 +499,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, option) and not getattr(args, needed):
             needed = "NAME" if needed == "names" else f"--{needed}"
             raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
+    for path in (args.json, args.markdown):
+        if path and not path.parent.is_dir():
+            raise InputError(f"{path.parent}: no such folder to write {path.name} into")
     if args.features and args.train:
         raise InputError("--train needs logits, --features gives none")
 

@@ -1,0 +1,216 @@
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import lightning_overlock  # noqa: F401  registers the models
+from lightning_overlock import bench
+from lightning_overlock.errors import InputError
+from lightning_overlock.ops.contmix import contmix_form
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+
+
+def test_parameters_that_are_shared_count_once():
+    tied = nn.Linear(3, 3, bias=False)
+    assert bench.parameter_count(nn.Sequential(tied, nn.Linear(3, 2), tied)) == 9 + 8
+
+
+def test_multiply_adds_equal_the_count_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 5)
+    )
+    weight = model[0].weight
+    # 8x8 outputs of 8 filters with 3*3*3 taps, then a 512x5 matrix.
+    assert bench.multiply_adds(model, (3, 16, 16)) == 8 * 8 * 8 * 27 + 512 * 5
+    assert model.training
+    assert model[0].weight is weight
+    assert model[1].num_batches_tracked == 0
+
+
+def test_multiply_adds_do_not_depend_on_the_form_of_contmix():
+    model = timm.create_model("test_overlock")
+    found = bench.multiply_adds(model, (3, 64, 64))
+    with contmix_form("unfold"):
+        assert bench.multiply_adds(model, (3, 64, 64)) == found
+
+
+def test_multiply_adds_of_a_published_model():
+    # The ConvNeXt paper (arXiv 2201.03545, table 1) prints 4.5 G.
+    with torch.device("meta"):
+        model = timm.create_model("convnext_tiny")
+    assert bench.multiply_adds(model) == pytest.approx(4.5e9, rel=0.02)
+
+
+def test_steps_are_timed_in_turn_and_the_median_is_taken(monkeypatch):
+    clock, calls = [0.0], []
+    durations = {"a": iter([9, 1, 2, 3, 50, 2] + [2] * 99), "b": iter([9, 4, 4, 4] + [4] * 99)}
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def step(name):
+        calls.append(name)
+        clock[0] += next(durations[name])
+
+    medians = bench.time_in_turn({"a": lambda: step("a"), "b": lambda: step("b")}, seconds=40)
+    assert "".join(calls) == "ab" * (len(calls) // 2)
+    assert medians == {"a": 2, "b": 4}  # neither the warm-up (9) nor the disturbance (50)
+
+
+def test_at_least_three_rounds_are_measured():
+    calls = []
+    bench.time_in_turn({"a": lambda: calls.append(1)}, seconds=0)
+    assert len(calls) == 1 + 3
+
+
+@linux
+def test_peak_memory_is_what_the_step_needs_at_its_highest():
+    kept = []
+
+    def step():
+        first = torch.ones(16 * bench.MIB)  # 64 MiB
+        second = first + 1
+        del first, second
+        kept.append(torch.ones(8 * bench.MIB))
+
+    step()
+    kept.clear()
+    assert bench.peak_memory(step) == pytest.approx(128 * bench.MIB, rel=0.05)
+
+
+@linux
+def test_peak_memory_is_not_hidden_by_memory_freed_before():
+    def step():
+        for _ in range(64):  # blocks too small for a mapping of their own
+            torch.ones(bench.MIB // 8).sum()
+
+    many = [torch.ones(bench.MIB // 64) for _ in range(512)]  # 32 MiB in small blocks
+    del many
+    small = bench.peak_memory(lambda: None)
+    assert small is not None
+    assert small < bench.MIB
+    assert bench.peak_memory(lambda: [torch.ones(bench.MIB // 64) for _ in range(512)]) > (
+        24 * bench.MIB
+    )
+    step()
+
+
+def test_steps_run_in_their_mode_and_leave_no_gradient():
+    modes = []
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            modes.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x)
+
+    model, x = Model(3, 2), torch.randn(4, 3)
+    bench.inference_step(model, x)()
+    bench.training_step(model, x)()
+    assert modes == [(False, False), (True, True)]
+    assert model.weight.grad is None
+
+
+def test_figures_are_printed_with_their_ratio_to_the_first_row_of_the_size():
+    rows = [
+        {"size": "a", "form": "x", "time ms": 8.0, "peak MiB": 200.0},
+        {"size": "a", "form": "y", "time ms": 2.0, "peak MiB": 50.0},
+        {"size": "b", "form": "x", "time ms": 3.0, "peak MiB": None},
+    ]
+    assert bench.markdown(rows).splitlines()[2:] == [
+        "| a | x | 8 | 200 |",
+        "| a | y | 2 (4x) | 50 (0.25x) |",  # four times as fast, a quarter of the memory
+        "| b | x | 3 | - |",
+    ]
+
+
+def test_models_are_compared_side_by_side(tmp_path, capsys):
+    arguments = ["test_overlock", "test_convnext", "--size", "64x96", "--batch-size", "2"]
+    files = {"json": tmp_path / "rows.json", "markdown": tmp_path / "rows.md"}
+    outputs = [x for kind, path in files.items() for x in (f"--{kind}", str(path))]
+    more = ["--seconds", "0.01", "--inference-form", "--contmix-form", "unfold"]
+    assert bench.main([*arguments, *outputs, *more]) == 0
+    ((title, rows),) = json.loads(files["json"].read_text()).items()
+    assert "batch 2, 64x96 px" in title
+    assert [row["model"] for row in rows] == [
+        "test_overlock",
+        "test_overlock (unfold)",
+        "test_convnext",
+    ]
+    ours, unfold, other = rows
+    for key in ("parameters M", "multiply-adds G"):
+        assert ours[key] == unfold[key]
+    count = sum(p.numel() for p in timm.create_model("test_convnext").parameters())
+    assert other["parameters M"] == count / 1e6
+    for row in rows:
+        assert row["inference images/s"] > row["training images/s"] > 0
+    printed = capsys.readouterr().out
+    for name in ("test_overlock (unfold)", "test_convnext"):
+        assert name in printed
+        assert f"| {name} |" in files["markdown"].read_text()
+
+
+def test_inference_form_has_fewer_parameters_and_training_can_be_left_out():
+    options = {"size": (64, 64), "seconds": 0, "train": False}
+    (training,) = bench.bench_models(["test_overlock"], **options)
+    (inference,) = bench.bench_models(["test_overlock"], inference_form=True, **options)
+    assert inference["parameters M"] < training["parameters M"]
+    assert "training images/s" not in inference
+
+
+def test_features_are_measured_without_training(capsys):
+    bench.main(["test_overlock", "--size", "64", "--features", "--seconds", "0.01"])
+    printed = capsys.readouterr().out
+    assert "features" in printed
+    assert "training" not in printed
+
+
+def test_operations_are_compared_over_sizes(tmp_path):
+    path = tmp_path / "rows.json"
+    sizes = ["--sizes", "1x7x7x5", "2x9x9x3", "--memory", "--memory-sizes", "1x12x4x3"]
+    small = ["--seconds", "0.01", "--groups", "2", "--group-channels", "2"]
+    assert bench.main(["--ops", *sizes, *small, "--json", str(path)]) == 0
+    contmix, memory = json.loads(path.read_text()).values()
+    assert [(row["size"], row["form"]) for row in contmix] == [
+        (size, form)
+        for size in ("1x7x7x5", "2x9x9x3")
+        for form in ("unfold", "dense", "strips", "auto")
+    ]
+    assert [row["form"] for row in memory] == ["vmap", "closed"]
+    for row in (*contmix, *memory):
+        assert row["forward + backward ms"] > row["forward ms"] > 0
+
+
+@linux
+def test_strips_take_a_fifth_of_the_memory_of_unfold():
+    rows = bench.bench_contmix(["1x48x48x13"], groups=4, seconds=0)
+    peaks = {row["form"]: row["forward + backward peak MiB"] for row in rows}
+    assert peaks["strips"] < peaks["unfold"] / 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to measure: name timm models"),
+        (["overlock_tt"], r"timm has no model 'overlock_tt'. Did you mean 'overlock_t'\?"),
+        (["test_overlock", "--batchsize", "2"], r"--batchsize 2\. Did you mean '--batch-size'\?"),
+        (["test_overlock", "--batch", "2"], "unrecognized arguments: --batch"),
+        (["test_overlock", "--batch-size", "0"], "--batch-size 0: expected more than zero"),
+        (["test_overlock", "--batch-size", "two"], "invalid int value: 'two'"),
+        (["test_overlock", "--size", "big"], "--size big: expected pixels, such as 224 or"),
+        (["test_overlock", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["test_overlock", "--contmix-form", "shifts"], "invalid choice: 'shifts'"),
+        (["test_overlock", "--sizes", "1x7x7x5"], "--sizes is of use with --ops only"),
+        (["--ops", "--contmix-form", "unfold"], "--contmix-form is of use with NAME only"),
+        (["--ops", "--sizes", "14x14"], "'14x14' is no size; expected BxHxWxK"),
+        (["--ops", "--sizes", "1x7x7x9"], "the window must be odd and fit into the map"),
+        (["--memory", "--memory-sizes", "1x10x4x3"], "10 tokens are no whole chunks"),
+        (["test_overlock", "--features", "--train"], "--train needs logits"),
+        (["test_overlock", "--json", "no/such/rows.json"], "no/such: no such folder"),
+    ],
+)
+def test_a_mistake_is_answered_in_at_most_three_lines(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        bench.main(arguments)
+    assert str(error.value).count("\n") <= 2
