@@ -138,6 +138,7 @@ def _keep_quiet() -> None:
         handler.addFilter(_has_substance)
     # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
+    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # The tasks log values that are reduced over all processes already.
     warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist", UserWarning)
 
@@ -366,6 +367,9 @@ class TrainingCLI(LightningCLI):
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False  # EpochLines
         kwargs["enable_model_summary"] = False  # among the callbacks
+        if given.enable_checkpointing is False:
+            # There is no BestAndLast then; Lightning takes MetricsFile for a checkpoint callback.
+            kwargs["enable_checkpointing"] = True
         self.trainer_defaults["callbacks"] = self._callbacks(given)
         return super().instantiate_trainer(**kwargs)
 

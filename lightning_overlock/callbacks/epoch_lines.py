@@ -13,6 +13,10 @@ class EpochLines(Checkpoint):
     It is a `Checkpoint` because Lightning calls these after the task.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of an epoch that is continued in its middle."""
+        self._start = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = time.monotonic()
