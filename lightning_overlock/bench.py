@@ -355,7 +355,7 @@ def bench_memory(
 
         calls: dict[str, Callable[..., Tensor]] = {
             "vmap": partial(run, neural_memory_vmap),
-            "closed": partial(run, partial(neural_memory, segment_chunks=None)),
+            "closed": partial(run, partial(neural_memory, segment_chunks="all")),
         }
         inputs = (q, k, v, step, momentum, decay, *weights)
         rows += _form_rows(size, calls, inputs, seconds, device)

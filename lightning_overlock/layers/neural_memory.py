@@ -17,7 +17,7 @@ Summary = Literal["attention", "mean"]
 STABILITY = 0.1
 
 
-def largest_step(dim: int, chunk_size: int, segment_chunks: int | None) -> float:
+def largest_step(dim: int, chunk_size: int, segment_chunks: int | Literal["all"]) -> float:
     """Upper end of the range of a token's step, for which the memory stays finite.
 
     The losses of a chunk's tokens are summed and each is a mean over `dim` features, so gradient
@@ -29,12 +29,12 @@ def largest_step(dim: int, chunk_size: int, segment_chunks: int | None) -> float
     Args:
         dim: features of a token.
         chunk_size: tokens in a chunk.
-        segment_chunks: chunks in a segment, None for all.
+        segment_chunks: chunks in a segment, or "all".
 
     Returns:
         The largest step.
     """
-    return STABILITY * dim / (chunk_size * (segment_chunks or 1))
+    return STABILITY * dim / (chunk_size * (1 if segment_chunks == "all" else segment_chunks))
 
 
 class NeuralMemory(nn.Module):
@@ -61,7 +61,7 @@ class NeuralMemory(nn.Module):
         chunk_size: tokens in a chunk.
         min_chunks: least number of chunks a map is cut into.
         segment_chunks: chunks whose gradients are taken at the same weights; 1 is the papers'
-            sequential formula, None takes all gradients at the initial memory.
+            sequential formula, "all" takes all gradients at the initial memory.
         max_step: upper end of the range (0, max_step) of a token's learned step, at most
             `largest_step(dim, chunk_size, segment_chunks)`, which is the default: beyond it the
             memory diverges and training meets NaN.
@@ -85,7 +85,7 @@ class NeuralMemory(nn.Module):
         expansion: int = 4,
         chunk_size: int = 196,
         min_chunks: int = 2,
-        segment_chunks: int | None = 1,
+        segment_chunks: int | Literal["all"] = 1,
         max_step: float | None = None,
         step: bool = True,
         momentum: bool = True,
@@ -102,7 +102,7 @@ class NeuralMemory(nn.Module):
             ("expansion", expansion),
             ("chunk_size", chunk_size),
             ("min_chunks", min_chunks),
-            ("segment_chunks", 1 if segment_chunks is None else segment_chunks),
+            ("segment_chunks", 1 if segment_chunks == "all" else segment_chunks),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")

@@ -104,7 +104,7 @@ class Block(nn.Module):
         kernel_size: of the depthwise convolution.
         mlp_ratio: hidden width of the channel mixing over C.
         drop_path: probability of leaving the branch out.
-        layer_scale: initial factor of the branch, per channel and learned; None for no factor.
+        layer_scale: initial factor of the branch, per channel and learned; 0 for no factor.
         fusion: how G meets F_loc; None if this block gets no G.
         global_branch: this block's own, or None.
     """
@@ -116,7 +116,7 @@ class Block(nn.Module):
         kernel_size: int,
         mlp_ratio: float,
         drop_path: float,
-        layer_scale: float | None,
+        layer_scale: float,
         fusion: Fusion | None,
         global_branch: GlobalBranch | None,
     ) -> None:
@@ -132,7 +132,7 @@ class Block(nn.Module):
         if fusion == "concat":
             self.fuse = nn.Conv2d(2 * dim, dim, 1)
         self.layer_scale = (
-            None if layer_scale is None else nn.Parameter(torch.full((dim, 1, 1), layer_scale))
+            nn.Parameter(torch.full((dim, 1, 1), layer_scale)) if layer_scale else None
         )
         self.drop_path = DropPath(drop_path)
 
@@ -205,7 +205,7 @@ class ConvNeur(nn.Module):
         depths: blocks of the four stages.
         kernel_size: of the depthwise convolutions, odd.
         mlp_ratio: hidden width of the channel mixing over the stage's width.
-        layer_scale: initial value of the branches' learned factors; None for no factors.
+        layer_scale: initial value of the branches' learned factors; 0 for no factors.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; earlier ones rise linearly to it.
         global_placement: a global branch in no stage, at the start of each "stage", or in every
@@ -222,7 +222,7 @@ class ConvNeur(nn.Module):
         min_chunks: least number of chunks a map is cut into; 1 is the paper to the letter, where
             stages of one chunk read the initial memory and train nothing that writes it. A
             single token (H/32 of a 32 pixel image) is written before it is read.
-        segment_chunks: chunks whose gradients are taken at the same weights; None is all.
+        segment_chunks: chunks whose gradients are taken at the same weights, or "all".
         max_step: largest step of a token; None is the largest stable one, see
             `layers.neural_memory.largest_step`.
         momentum: whether the memory has momentum.
@@ -244,7 +244,7 @@ class ConvNeur(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         kernel_size: int = 7,
         mlp_ratio: float = 4.0,
-        layer_scale: float | None = 1e-6,
+        layer_scale: float = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_placement: Placement = "stage",
@@ -254,7 +254,7 @@ class ConvNeur(nn.Module):
         memory_dim: int | None = None,
         chunk_size: int | Sequence[int] = 196,
         min_chunks: int = 2,
-        segment_chunks: int | None = 1,
+        segment_chunks: int | Literal["all"] = 1,
         max_step: float | None = None,
         momentum: bool = True,
         decay: bool = True,
@@ -448,8 +448,8 @@ class ConvNeur(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < SMALLEST_INPUT:
             raise ValueError(
-                f"ConvNeur takes images from {SMALLEST_INPUT}x{SMALLEST_INPUT} pixels on, "
-                f"found {x.shape[-2]}x{x.shape[-1]}"
+                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small for ConvNeur, which "
+                f"takes {SMALLEST_INPUT}x{SMALLEST_INPUT} or more"
             )
         return self.stem(x)
 
@@ -568,7 +568,7 @@ def test_convneur(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
         dims=(8, 16, 24, 32),
         depths=(1, 1, 2, 1),
         memory_dim=16,
-        chunk_size=16,
+        chunk_size=32,
     )
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +55,9 @@ def neural_memory(
     chunk_size: int,
     momentum: Tensor | None = None,
     decay: Tensor | None = None,
-    segment_chunks: int | None = 1,
+    segment_chunks: int | Literal["all"] = 1,
     write_remainder: bool = False,
+    read_final: bool = False,
 ) -> tuple[Tensor, Weights]:
     """Read and write the memory chunk by chunk.
 
@@ -75,7 +76,7 @@ def neural_memory(
     Half-precision inputs are computed in float32, under autocast too.
 
     Args:
-        q: (B, N, D) with N >= W, to read with; or N = 0, to write and read nothing.
+        q: (B, N, D), N >= W.
         k: (B, W, D). The tokens of q after the last whole chunk of k are only read, so keys that
             no later token would read may be left out.
         v: (B, W, D).
@@ -86,9 +87,10 @@ def neural_memory(
         momentum: (B, T), eta; T counts the chunks that are written, a remainder included if it
             is. None is no momentum.
         decay: (B, T), alpha. None is no decay.
-        segment_chunks: chunks in a segment; None is all of them.
+        segment_chunks: chunks in a segment, or "all".
         write_remainder: whether the tokens of k after its last whole chunk are written, as a last
             and shorter chunk (q reads the memory before that).
+        read_final: whether all of q, then of any length, is read from the final memory instead.
 
     Returns:
         The read-outs, shaped like q and in its dtype, and the final weights with a leading B, in
@@ -97,7 +99,7 @@ def neural_memory(
     Raises:
         ValueError: shapes that do not fit each other; a chunk or a segment below one.
     """
-    _check(q, k, v, step, weights, chunk_size, segment_chunks)
+    _check(q, k, v, step, weights, chunk_size, segment_chunks, read_final)
     batch, tokens, _ = k.shape
     chunks, rest = divmod(tokens, chunk_size)
     rest = rest if write_remainder else 0
@@ -119,7 +121,7 @@ def neural_memory(
         )
         state = _State(memory, tuple(torch.zeros_like(w) for w in memory), memory)
 
-        segment = segment_chunks or max(updates, 1)
+        segment = max(updates, 1) if segment_chunks == "all" else segment_chunks
         runs = _cuts(0, chunks, max(math.isqrt(chunks), 1))
 
         def split(x: Tensor, unit: int) -> list[Tensor]:
@@ -128,7 +130,7 @@ def neural_memory(
             return list(torch.split(x, [*sizes, x.shape[1] - sum(sizes)], 1))
 
         *parts, last = zip(
-            split(queries, chunk_size if q.shape[1] else 0),
+            split(queries, 0 if read_final else chunk_size),
             *(split(x, chunk_size) for x in (k, v, step)),
             *(split(x, 1) for x in (momentum, decay)),
             strict=True,
@@ -139,9 +141,10 @@ def neural_memory(
         for i, part in enumerate(parts):
             read, state = advance(state, part, sum(runs[:i]), segment)
             reads.append(read)
-        reads.append(read_memory(last[0], state.memory))
+        memory = state.memory
         if rest:
             _, state = _run(state, (last[0][:, :0], *last[1:]), chunks, segment)
+        reads.append(read_memory(last[0], state.memory if read_final else memory))
         return torch.cat(reads, 1).to(q.dtype), state.memory
 
 
@@ -313,7 +316,8 @@ def _check(
     step: Tensor,
     weights: Weights,
     chunk_size: int,
-    segment_chunks: int | None,
+    segment_chunks: int | Literal["all"],
+    read_final: bool,
 ) -> None:
     if not (q.ndim == k.ndim == 3 and k.shape == v.shape and step.shape == k.shape[:2]):
         raise ValueError(
@@ -321,10 +325,10 @@ def _check(
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} and {tuple(step.shape)}"
         )
     batch, tokens, dim = k.shape
-    if q.shape[0] != batch or q.shape[2] != dim or 0 < q.shape[1] < tokens:
+    if q.shape[0] != batch or q.shape[2] != dim or (q.shape[1] < tokens and not read_final):
         raise ValueError(
             f"q {tuple(q.shape)} must have the batch, the width and at least the tokens of k "
-            f"{tuple(k.shape)}, or no tokens"
+            f"{tuple(k.shape)}"
         )
     shapes = [tuple(w.shape) for w in weights]
     sizes = [dim, *(s[-1] for s in shapes)]
@@ -333,7 +337,7 @@ def _check(
             f"the weights must be matrices that lead from {dim} features to {dim}, and gamma "
             f"({dim},), found shapes {shapes}"
         )
-    if chunk_size < 1 or (segment_chunks is not None and segment_chunks < 1):
+    if chunk_size < 1 or (segment_chunks != "all" and segment_chunks < 1):
         raise ValueError(
             "chunk_size and segment_chunks must be at least 1, found "
             f"{chunk_size} and {segment_chunks}"

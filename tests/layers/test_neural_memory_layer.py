@@ -97,7 +97,7 @@ def test_whole_map_is_written_before_it_is_read(size, length):
 
 @pytest.mark.parametrize("scan", ["raster", "bidirectional", "whole"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 5), (8, 8)])
-@pytest.mark.parametrize("segment_chunks", [1, None])
+@pytest.mark.parametrize("segment_chunks", [1, "all"])
 def test_every_parameter_gets_a_gradient_at_every_size(scan, size, segment_chunks):
     memory = make(scan=scan, segment_chunks=segment_chunks)
     memory(image(*size)).square().sum().backward()
@@ -174,7 +174,7 @@ def test_nobody_pays_for_a_surprise_that_nobody_reads(monkeypatch):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("segment_chunks", [1, 10, None])
+@pytest.mark.parametrize("segment_chunks", [1, 10, "all"])
 @pytest.mark.parametrize("gates", ["as drawn", "step wide open", "step and momentum wide open"])
 def test_a_hundred_chunks_stay_finite_in_the_default_step_range(depth, segment_chunks, gates):
     memory = make(chunk_size=16, depth=depth, segment_chunks=segment_chunks)
@@ -252,7 +252,7 @@ def test_arguments_outside_their_range_are_named(options, message):
 
 def test_longer_chunks_and_segments_narrow_the_step_in_proportion():
     assert largest_step(128, 4096, 1) == pytest.approx(largest_step(128, 1024, 4))
-    assert largest_step(256, 196, None) == pytest.approx(2 * largest_step(128, 196, 1))
+    assert largest_step(256, 196, "all") == pytest.approx(2 * largest_step(128, 196, 1))
 
 
 def _train_two_processes(rank, port, gradients):

@@ -107,8 +107,8 @@ def test_gate_read_out_local_map_and_surprise_can_be_asked_for():
         found["stages.0.blocks.0.gate"], found["stages.0.global_branch.read_out"].sigmoid()
     )
     assert found["stages.2.blocks.1.local"].shape == (2, 24, 4, 4)
-    # 256 tokens in chunks of 16; 4 tokens in two chunks of 2.
-    assert found["stages.0.global_branch.operator.surprise"].shape == (2, 16)
+    # 256 tokens in chunks of 32; 4 tokens in two chunks of 2.
+    assert found["stages.0.global_branch.operator.surprise"].shape == (2, 8)
     assert found["stages.3.global_branch.operator.surprise"].shape == (2, 2)
 
 
@@ -169,11 +169,11 @@ VARIANTS = [
     *({"scan": s} for s in SCANS),
     {"global_placement": "none"},
     {"reuse_global": True, "fusion": "concat"},
-    {"segment_chunks": None},
+    {"segment_chunks": "all"},
     {"memory_depth": 1},
     {"memory_depth": 3},
     {"momentum": False, "decay": False},
-    {"layer_scale": None},
+    {"layer_scale": 0},
 ]
 
 
@@ -238,19 +238,11 @@ def test_impossible_arguments_are_a_value_error(arguments, message):
         make(**arguments)
 
 
-@pytest.mark.parametrize("size", [(31, 32), (64, 16)])
-def test_an_image_below_32_pixels_is_refused(size):
-    model = make()
-    for call in (model, model.forward_intermediates):
-        with pytest.raises(ValueError, match=rf"from 32x32 pixels on, found {size[0]}x{size[1]}"):
-            call(image(*size))
-
-
 def test_a_memory_that_is_not_finite_raises_with_stage_and_chunk():
     model = make()
     with torch.no_grad():
         model.stages[1].global_branch.operator.key_value.weight.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match=r"stages\.1: .* not finite after chunk 1 of 3"):
+    with pytest.raises(FloatingPointError, match=r"stages\.1: .* not finite after chunk 1 of 1"):
         model(image())
 
 
@@ -258,17 +250,17 @@ def test_a_memory_that_is_not_finite_raises_with_stage_and_chunk():
     ("scan", "segment_chunks"),
     [
         ("raster", 1),
-        ("raster", None),
+        ("raster", "all"),
         pytest.param("raster", 4, marks=pytest.mark.slow),
         *(
             pytest.param(scan, n, marks=pytest.mark.slow)
             for scan in ("bidirectional", "whole")
-            for n in (1, 4, None)
+            for n in (1, 4, "all")
         ),
     ],
 )
 def test_twenty_bf16_steps_at_the_largest_step_and_depth_3_stay_finite(scan, segment_chunks):
-    model = make(memory_depth=3, scan=scan, segment_chunks=segment_chunks, layer_scale=None)
+    model = make(memory_depth=3, scan=scan, segment_chunks=segment_chunks, layer_scale=0)
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
     with torch.no_grad():
         for memory in memories:
