@@ -412,9 +412,9 @@ def compile_blocks(model: Any) -> None:
         for name, module in model.named_modules()
         if any(re.fullmatch(pattern, name) for pattern in patterns) and any(module.children())
     ] or [model]
-    # All blocks of a class share the code that torch counts recompilations of: each shape and
-    # each drop path rate needs one, in training and in evaluation.
-    limit = 2 * len(blocks) + 8
+    # All blocks of a class share the code that torch counts recompilations of, and each has its
+    # own shapes and drop path rate, in training and in evaluation, for one image size and for any.
+    limit = 4 * len(blocks) + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for block in blocks:
         block.compile()

@@ -374,29 +374,52 @@ def test_an_error_inside_a_network_that_gets_its_usual_size_keeps_its_traceback(
         model(torch.zeros(1, 3, 160, 160))
 
 
-@pytest.mark.parametrize(
-    "backbone", [pytest.param("test_overlock", marks=pytest.mark.slow), "test_convnext"]
-)
-def test_compiled_in_place_the_blocks_keep_their_keys_and_values(monkeypatch, backbone):
+def compile_eagerly(monkeypatch):
+    """Leave code generation out of `Module.compile`; return the list of compiled modules."""
     compiled = []
+    original = torch.nn.Module.compile
 
-    def compile_eagerly(module):
+    def record(module):
         compiled.append(module)
         original(module, backend="aot_eager")
 
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    monkeypatch.setattr(torch.nn.Module, "compile", record)
+    return compiled
+
+
+def test_compiled_in_place_the_blocks_keep_their_keys_and_values(monkeypatch):
+    compiled = compile_eagerly(monkeypatch)
     images = torch.randn(2, 3, 32, 32)
-    plain, fast = task(backbone).eval(), task(backbone, compile=True).eval()
+    plain, fast = task().eval(), task(compile=True).eval()
     assert list(plain.state_dict()) == list(fast.state_dict())
     fast.load_state_dict(plain.state_dict())
     names = {module: name for name, module in fast.model.named_modules()}
-    expected = "focus.0.blocks.1" if backbone == "test_overlock" else "stages.2.blocks.3"
-    assert expected in {names[module] for module in compiled}
-    assert fast.model not in compiled
+    found = {names[module] for module in compiled}
+    assert {"stages.0.blocks.0", "stages.2.blocks.3", "stages.3.downsample"} <= found
+    assert "" not in found
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(fast(images), plain(images))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.slow
+def test_overlock_stays_compiled_in_training_with_its_overview_and_in_evaluation(monkeypatch):
+    """Torch gives a piece of code up after a few recompilations unless it is told otherwise, and
+    each block has its own shapes and its own drop path rate."""
+    compiled = compile_eagerly(monkeypatch)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch._dynamo.reset()
+    model = task("test_overlock", backbone_args={"drop_path_rate": 0.3}, compile=True)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    names = {module: name for name, module in model.model.named_modules()}
+    found = {names[module] for module in compiled}
+    assert {"base.0.blocks.0", "overview.blocks.0", "focus.1.blocks.1"} <= found
+    images, labels = images_and_labels(4).tensors
+    model.log = lambda *args, **kwargs: None  # there is no trainer
+    model.train().training_step((images, labels), 0).backward()
+    with torch.no_grad():
+        model.eval()(images)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2 * 8
 
 
 def test_channels_last_reaches_the_feature_maps():
