@@ -14,6 +14,7 @@ import yaml
 
 from lightning_overlock.callbacks.run_folder import hold
 from lightning_overlock.cli import main
+from lightning_overlock.tasks import ClassificationTask
 
 # Randomness everywhere: augmentation, mixup, drop path; an average to continue as well.
 TINY = [
@@ -187,8 +188,6 @@ def test_a_requeued_job_continues_its_run(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(capsys, monkeypatch):
-    from lightning_overlock.tasks import ClassificationTask
-
     step = ClassificationTask.training_step
 
     def diverging(self, batch, batch_idx):
@@ -217,37 +216,49 @@ def start(*arguments):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_an_interrupted_run_continues_as_if_nothing_had_happened(number):
-    # Epochs long enough to be interrupted inside one.
-    options = [
-        *TINY,
-        "--trainer.max_epochs=3",
-        "--trainer.limit_train_batches=12",
-        "--data.batch_size=4",
-    ]
-    run = start("fit", *options, "--name=stopped")
-    for line in run.stdout:
-        if line.startswith("epoch 1/3"):
-            break
-    run.send_signal(number)
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 128 + number, err
-    assert "Traceback" not in err
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("batch", [1, 2], ids=["amid an epoch", "in its last batch"])
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(
+    number, batch, capsys, monkeypatch
+):
+    assert main(["fit", *TINY, "--trainer.max_epochs=3", "--name=whole"]) == 0
+    start_batch = ClassificationTask.on_train_batch_start
+
+    def interrupted(self, *arguments):
+        start_batch(self, *arguments)
+        if self.global_step == 3 + batch:
+            os.kill(os.getpid(), number)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "on_train_batch_start", interrupted)
+        result = main(["fit", *TINY, "--trainer.max_epochs=3", "--name=stopped"])
+    assert result == 128 + number
+    out = capsys.readouterr().out
     assert "Saved runs/stopped/checkpoints/last.ckpt. Continue with" in out
     resume = re.search(r"^  lightning (.*)$", out, re.M)[1]
     assert resume == "fit --name stopped --ckpt_path last"
     stopped = load("runs/stopped/checkpoints/last.ckpt")
-    assert stopped["epoch"] == 1
-    assert 12 < stopped["global_step"] < 24
+    assert (stopped["epoch"], stopped["global_step"]) == (1, 4 + batch)
     assert main(resume.split()) == 0
-    assert main(["fit", *options, "--name=whole"]) == 0
     assert_same_training(*(load(f"runs/{n}/checkpoints/last.ckpt") for n in ("stopped", "whole")))
-    table = rows("runs/stopped/metrics.csv")
+    table, whole = (rows(f"runs/{n}/metrics.csv") for n in ("stopped", "whole"))
     assert [row["epoch"] for row in table] == ["0", "1", "2"]
-    assert table[2]["val/loss"] == rows("runs/whole/metrics.csv")[2]["val/loss"]
+    assert [row["val/loss"] for row in table] == [row["val/loss"] for row in whole]
+
+
+def test_ctrl_c_in_a_terminal():
+    run = start("fit", *TINY, "--trainer.max_epochs=1000", "--model.warmup_epochs=0")
+    for line in run.stdout:
+        if line.startswith("epoch 2/1000"):
+            break
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert "Stopping after this step to save it; once more stops at once." in out
+    assert out.endswith("  lightning fit --name quickstart --ckpt_path last\n")
+    assert load("runs/quickstart/checkpoints/last.ckpt")["epoch"] >= 1
 
 
 @pytest.mark.slow
