@@ -79,20 +79,22 @@ def multiply_adds(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -
 def time_in_turn(
     steps: dict[str, Step], seconds: float, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each step, all taken in turn after one warm-up round.
+    """Median seconds of each step, all taken in turn.
+
+    Each turn runs the step twice and times the second run, so that none starts with the caches
+    that another left behind.
 
     Args:
         steps: named functions of no argument.
-        seconds: how long each of them is measured; at least three rounds.
+        seconds: how long each of them runs; at least three rounds.
         device: the device whose work is waited for.
     """
     device = torch.device(device)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
     rounds, started = 0, time.perf_counter()
     while rounds < 3 or time.perf_counter() - started < seconds * len(steps):
         for name, step in steps.items():
+            step()
             _synchronize(device)
             start = time.perf_counter()
             step()
