@@ -44,7 +44,12 @@ def content(name):
 
 def options(config, images):
     """Return what makes a configuration small; its own values otherwise stay."""
-    small = ["--model.backbone=test_overlock", "--data.batch_size=2", "--trainer.fast_dev_run=true"]
+    family = "convneur" if "convneur" in str(config["model"]) else "overlock"
+    small = [
+        f"--model.backbone=test_{family}",
+        "--data.batch_size=2",
+        "--trainer.fast_dev_run=true",
+    ]
     if config["data"]["class_path"] == "ImageFolderDataModule":
         small += [f"--data.root={images}", "--data.image_size=64", "--data.num_workers=0"]
     return small

@@ -61,6 +61,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def keep_one_bit(transform: Any) -> Any:
+    """Let timm's strongest posterisation leave one bit per channel.
+
+    timm 1.0 asks Pillow for none at magnitude 10, which random magnitudes reach (rand-m9-mstd0.5:
+    one image in a thousand); Pillow 13 refuses that, and earlier ones returned a black image.
+    """
+    for step in transform.transforms:
+        policy = getattr(step, "ops", None) or getattr(step, "policy", None) or []
+        for operation in np.array(policy, dtype=object).ravel():
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
+
+
 def image_files(folder: str | Path) -> list[str]:
     """Return the paths of all images in a folder and its subfolders, sorted; hidden ones are not.
 
@@ -241,7 +259,7 @@ class ImageFolderDataModule(BaseDataModule):
         config["input_size"] = (3, *(self.image_size or config["input_size"][-2:]))
         if training:
             config.update(self.train_options)
-        return create_transform(**config, is_training=training)
+        return keep_one_bit(create_transform(**config, is_training=training))
 
     def _check_options(self) -> None:
         options = {**self.train_options, **self.eval_options}

@@ -274,6 +274,10 @@ class BaseTask(LightningModule):
 
     # Watching over the training
 
+    def on_train_start(self) -> None:
+        """Start the clock; an epoch that is continued in its middle has no other start."""
+        self._tick = time.perf_counter()
+
     def on_train_epoch_start(self) -> None:
         """Start counting images."""
         self._images, self._seconds, self._tick = 0, 0.0, time.perf_counter()

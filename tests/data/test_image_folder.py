@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from lightning_overlock.data import ImageFolderDataModule
-from lightning_overlock.data.image_folder import image_files, read_image
+from lightning_overlock.data.image_folder import image_files, keep_one_bit, read_image
 from lightning_overlock.data.loading import CorruptImage, Key, seeded
 from lightning_overlock.errors import InputError
 
@@ -34,6 +34,26 @@ def root(tmp_path):
                 path = tmp_path / "data" / split / name / f"{number}.png"
                 write_image(path, colour, seed=number)
     return tmp_path / "data"
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m10", "original", "augmix-m10-w2"])
+def test_the_strongest_posterisation_leaves_an_image(policy, monkeypatch):
+    transform = create_transform(64, is_training=True, auto_augment=policy)
+    step = next(
+        t
+        for t in keep_one_bit(transform).transforms
+        if hasattr(t, "ops" if "-" in policy else "policy")
+    )
+    operations = step.ops if "-" in policy else [op for pair in step.policy for op in pair]
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    found = [op for op in operations if op.name.startswith("Posterize")]
+    for operation in found:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+        levels = np.unique(np.asarray(operation(image)))
+        assert len(levels) >= 2
+    assert found
+    # The least number of bits that timm asks for
+    assert np.unique(np.asarray(found[0].aug_fn(image, 0))).tolist() == [0, 128]
 
 
 def truncate(path: Path) -> None:
