@@ -38,8 +38,9 @@ PEAK_RSS_RESET = Path("/proc/self/clear_refs")
 # Batch, height, width and window of ContMix: the maps of a 224 px image, of a COCO image of
 # 800x1344, and both kernels of a stage.
 CONTMIX_SIZES = ("4x7x7x7", "4x14x14x5", "4x14x14x13", "1x25x42x7", "1x50x84x5", "1x50x84x13")
-# Batch, tokens, channels and chunk of the neural memory.
-MEMORY_SIZES = ("4x196x64x14", "4x784x64x28", "1x4200x64x84")
+# Batch, tokens, channels and chunk of the neural memory: ConvNeur's first stage at 112, 224 and
+# 448 px, so that the growth with the number of tokens shows.
+MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
 
 Step = Callable[[], object]
 Row = dict[str, str | float | None]
@@ -203,7 +204,8 @@ def bench_models(
         inference_form: whether to merge branches and norms before inference.
         features: whether to measure the feature maps instead of the logits.
         train: whether to measure a training step too.
-        second_form: gives models with ContMix a second row, where it runs in this form.
+        second_form: gives models with ContMix a second row, the model as it is built (without
+            `inference_form`) and with ContMix in this form.
         seconds: how long each figure is measured.
 
     Returns:
@@ -228,17 +230,13 @@ def bench_models(
         model = timm.create_model(name, features_only=features).to(device)
         model = model.to(memory_format=memory_format)
         deployed = reparameterize_model(copy.deepcopy(model)) if inference_form else model
-        costs: Row = {
-            "parameters M": parameter_count(deployed) / 1e6,
-            "multiply-adds G": multiply_adds(deployed, (3, *size)) / 1e9,
-        }
-        rows.append({"model": name, **costs})
+        rows.append(_costs(name, deployed, size))
         inference[name] = inference_step(deployed, images)
         training[name] = training_step(model, images)
         if second_form and any(isinstance(module, ContMix) for module in model.modules()):
-            label = f"{name} ({second_form})"
-            rows.append({"model": label, **costs})
-            inference[label] = _forced(inference[name], second_form)
+            label = f"{name} as built, {second_form}"
+            rows.append(_costs(label, model, size))
+            inference[label] = _forced(inference_step(model, images), second_form)
             training[label] = _forced(training[name], second_form)
     kinds = {"inference": inference, "training": training} if train else {"inference": inference}
     for kind, steps in kinds.items():
@@ -247,6 +245,14 @@ def bench_models(
             row[f"{kind} images/s"] = batch_size / times[name]
             row[f"{kind} peak MiB"] = _mib(peak_memory(step, device))
     return rows
+
+
+def _costs(label: str, model: nn.Module, size: tuple[int, int]) -> Row:
+    return {
+        "model": label,
+        "parameters M": parameter_count(model) / 1e6,
+        "multiply-adds G": multiply_adds(model, (3, *size)) / 1e9,
+    }
 
 
 def _mib(count: int | None) -> float | None:
@@ -320,7 +326,10 @@ def bench_contmix(
 def bench_memory(
     sizes: Sequence[str] = MEMORY_SIZES, *, device: str = "cpu", seconds: float = 2.0
 ) -> list[Row]:
-    """Measure the neural memory against `torch.func.vmap(grad)`, float32, one segment.
+    """Measure the neural memory against `torch.func.vmap(grad)`, float32, expansion 4.
+
+    "one segment" takes all gradients at the initial memory, as the baseline does; "sequential" is
+    the papers' formula, for which the baseline has no form.
 
     Args:
         sizes: "BxNxDxC": sequences, tokens, channels, tokens of a chunk.
@@ -339,8 +348,8 @@ def bench_memory(
         step = torch.rand(batch, tokens, device=device) / dim
         momentum, decay = (torch.rand(batch, tokens // chunk, device=device) / 2 for _ in range(2))
         weights = (
-            torch.randn(dim, 2 * dim, device=device) * dim**-0.5,
-            torch.randn(2 * dim, dim, device=device) * (2 * dim) ** -0.5,
+            torch.randn(dim, 4 * dim, device=device) * dim**-0.5,
+            torch.randn(4 * dim, dim, device=device) * (4 * dim) ** -0.5,
             torch.zeros(dim, device=device),
         )
 
@@ -357,7 +366,8 @@ def bench_memory(
 
         calls: dict[str, Callable[..., Tensor]] = {
             "vmap": partial(run, neural_memory_vmap),
-            "closed": partial(run, partial(neural_memory, segment_chunks="all")),
+            "one segment": partial(run, partial(neural_memory, segment_chunks="all")),
+            "sequential": partial(run, partial(neural_memory, segment_chunks=1)),
         }
         inputs = (q, k, v, step, momentum, decay, *weights)
         rows += _form_rows(size, calls, inputs, seconds, device)
@@ -465,7 +475,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--contmix-form",
         choices=FORMS,
-        help="add a second row for models with ContMix, where it runs in this form",
+        help="add a second row for models with ContMix: as built, with ContMix in this form",
     )
     add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
     add("--ops", action="store_true", help="the forms of ContMix, relative to unfold")

@@ -202,14 +202,14 @@ WRONG = [
         (*FIT, "--model", "ClasificationTask"),
         [
             "--model ClasificationTask: no class of this name. Did you mean 'ClassificationTask'?",
-            "Expected one of ClassificationTask",
+            "Expected one of ",  # with the classes of other tests where these ran before
         ],
     ),
     (
         (*FIT, "--data", "DigitDataModule"),
         [
             "--data DigitDataModule: no class of this name. Did you mean 'DigitsDataModule'?",
-            "Expected one of ClutteredDigitsDataModule, DigitsDataModule",
+            "Expected one of ClutteredDigitsDataModule, ",
         ],
     ),
     (

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_overlock.layers.contmix import ContMix
-from lightning_overlock.layers.conv_mlp import ChannelScale, ConvMlp, GlobalResponseNorm
+from lightning_overlock.layers.conv_mlp import GELU, ChannelScale, ConvMlp, GlobalResponseNorm
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
 from lightning_overlock.layers.tap import Tap
@@ -167,7 +167,7 @@ class DynamicBlock(nn.Module):
         value_in = total if feature_guidance else dim
         self.value = nn.Sequential(
             ConvNorm(value_in, value_in, 3, groups=value_in, bias=True),
-            nn.GELU(),
+            GELU(),
             nn.Conv2d(value_in, dim, 1),
             GlobalResponseNorm(dim),
         )
@@ -536,11 +536,11 @@ class OverLoCK(nn.Module):
         half = dims[0] // 2
         self.stem = nn.Sequential(
             ConvNorm(in_chans, half, 3, stride=2),
-            nn.GELU(),
+            GELU(),
             ConvNorm(half, half, 3),
-            nn.GELU(),
+            GELU(),
             ConvNorm(half, dims[0], 3, stride=2),
-            nn.GELU(),
+            GELU(),
             ConvNorm(dims[0], dims[0], 3),
         )
         static = [
