@@ -72,7 +72,8 @@ def neural_memory(
     `segment_chunks=1` that is M_{t-1}, the formula of the papers; longer segments compute their
     gradients at once, and S and M follow by an associative scan. The outer gradient flows through
     all of it. Time is linear in the number of tokens. Only the state at the start of every run of
-    about sqrt(T) chunks is kept for the backward pass, which recomputes the states in between.
+    about sqrt(T) chunks is kept for the backward pass, which recomputes the states in between, but
+    for those of the last run.
     Half-precision inputs are computed in float32, under autocast too.
 
     Args:
@@ -136,9 +137,11 @@ def neural_memory(
             strict=True,
         )
         recompute = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        advance = partial(checkpoint, _run, **RECOMPUTE) if recompute else _run
         reads = []
         for i, part in enumerate(parts):
+            # The backward pass starts with the last run: recomputing it would free nothing.
+            keep = not recompute or i == len(runs) - 1
+            advance = _run if keep else partial(checkpoint, _run, **RECOMPUTE)
             read, state = advance(state, part, sum(runs[:i]), segment)
             reads.append(read)
         memory = state.memory
