@@ -184,8 +184,8 @@ def test_operations_are_compared_over_sizes(tmp_path):
 
 @linux
 def test_strips_take_a_fifth_of_the_memory_of_unfold():
-    value = torch.randn(1, 128, 48, 48, requires_grad=True)
-    logits = torch.randn(1, 8, 48 * 48, 169, requires_grad=True)
+    value = torch.randn(1, 128, 50, 84, requires_grad=True)
+    logits = torch.randn(1, 8, 50 * 84, 169, requires_grad=True)
 
     def peak(form):
         def step():

@@ -50,6 +50,8 @@ def smaller(words):
     rest = list(rest)
     if command == "bench":
         rest = [SMALL_MODELS.get(word, word) for word in rest]
+        rest += ["--sizes", "1x9x9x5"] if "--ops" in rest else []
+        rest += ["--memory-sizes", "1x12x4x3"] if "--memory" in rest else []
     if "--model.backbone" in rest:
         place = rest.index("--model.backbone") + 1
         rest[place] = SMALL_MODELS.get(rest[place], rest[place])

@@ -25,7 +25,7 @@ DENSE_WINDOWS = 2.5
 # Pixel rows of a strip: more of them make larger products with more zeros in them.
 STRIP_ROWS = 4
 # What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
-BLOCK_BYTES = 12 * 2**20
+BLOCK_BYTES = 8 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
 
 _forced_form: str | None = None

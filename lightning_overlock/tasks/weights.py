@@ -40,8 +40,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
     except Exception as error:  # torch raises many kinds for what is no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is no checkpoint that torch can read: {reason}") from error
+        raise InputError(
+            f"{path} is no checkpoint that torch can read with weights_only ({type(error).__name__})"
+            "\nexpected weights of the release, of timm or of this package, or safetensors"
+        ) from error
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     if isinstance(content, Mapping):
         content = next((content[name] for name in _ENTRIES if name in content), content)
