@@ -9,6 +9,6 @@ import os
 # cores twenty times slower, a training run beside anything else.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lightning_overlock import models as models  # noqa: E402
+from lightning_overlock import models as models
 
 __version__ = "0.1.0"

@@ -41,8 +41,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
     except Exception as error:  # torch raises many kinds for what is no checkpoint
         raise InputError(
-            f"{path} is no checkpoint that torch can read with weights_only ({type(error).__name__})"
-            "\nexpected weights of the release, of timm or of this package, or safetensors"
+            f"{path} is no checkpoint that torch reads with weights_only ({type(error).__name__})\n"
+            "expected weights of the release, of timm or of this package, or safetensors"
         ) from error
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     if isinstance(content, Mapping):
