@@ -360,6 +360,9 @@ class TrainingCLI(LightningCLI):
                 "--trainer.default_root_dir: the run folder is runs/NAME.\n"
                 "Expected --name for NAME, or the environment's OVERLOCK_RUNS for runs."
             )
+        if given.sync_batchnorm and (given.accelerator == "cpu" or not torch.cuda.is_available()):
+            kwargs["sync_batchnorm"] = False
+            self._say("sync_batchnorm is off: torch synchronises batch norms on GPUs only")
         kwargs["default_root_dir"] = str(self.folder)
         if given.logger in (None, True):
             board = TensorBoardLogger(self.folder, name="", version="")

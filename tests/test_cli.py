@@ -454,3 +454,8 @@ def test_the_weights_of_another_network_are_refused(trained, capsys):
         "--model.backbone=test_convnext"
     )  # fmt: skip
     assert "plain.ckpt was made with test_overlock, this task has test_convnext" in lines[0]
+
+
+def test_batch_norms_are_synchronised_only_where_torch_can(capsys):
+    assert main([*FIT, *QUICK, "--trainer.sync_batchnorm=true", "--trainer.accelerator=cpu"]) == 0
+    assert "sync_batchnorm is off" in capsys.readouterr().out
