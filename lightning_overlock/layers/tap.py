@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Tap(nn.Module):
@@ -50,7 +51,7 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
             raise ValueError(f"no tap is called '{name}' in this model; it has {known}")
     found: dict[str, Tensor] = {}
 
-    def keep(path: str, module: Tap) -> "object":
+    def keep(path: str, module: Tap) -> RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, value: Tensor) -> None:
             found[path] = value.detach()
 
@@ -65,4 +66,4 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         yield found
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()

@@ -340,6 +340,15 @@ class FocusStage(nn.Module):
             prior_scale.bias = None
 
 
+def new_classifier(in_features: int, num_classes: int, like: Tensor) -> nn.Module:
+    """Return an initialised linear classifier on the device of `like`; none for no classes."""
+    if not num_classes:
+        return nn.Identity()
+    classifier = nn.Linear(in_features, num_classes, device=like.device, dtype=like.dtype)
+    init_weights(classifier)
+    return classifier
+
+
 class OverviewHead(nn.Module):
     """Auxiliary classifier on the Overview-Net's output, used while training.
 
@@ -351,7 +360,7 @@ class OverviewHead(nn.Module):
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(dim)
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = new_classifier(dim, num_classes, self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to logits (B, num_classes)."""
@@ -383,13 +392,7 @@ class ClassifierHead(nn.Module):
         """Replace the classifier and, unless None, the pooling."""
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        weight = next(self.conv.parameters())
-        self.fc = (
-            nn.Linear(self.hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        init_weights(self.fc)
+        self.fc = new_classifier(self.hidden_size, num_classes, next(self.conv.parameters()))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map (B, C, H, W) to logits, or to what the classifier would see if `pre_logits`."""
@@ -652,11 +655,8 @@ class OverLoCK(nn.Module):
         assert isinstance(self.head, ClassifierHead)
         self.head.reset(num_classes, global_pool)
         if self.overview_head is not None:
-            old = self.overview_head.fc
-            self.overview_head.fc = nn.Linear(
-                old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype
-            )
-            init_weights(self.overview_head.fc)
+            norm = self.overview_head.norm
+            self.overview_head.fc = new_classifier(norm.num_features, num_classes, norm.weight)
 
     def _maps(self, x: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return maps by their index in `feature_info`, the wanted ones among them."""
@@ -794,14 +794,14 @@ _NETWORK_NAMES = (
     ("aux_head.0", "overview_head.norm"),
     ("aux_head.2", "overview_head.fc"),
 )
-_STAGE_NAMES = (
-    ("blocks1", "base.0.blocks"),
-    ("blocks2", "base.1.blocks"),
-    ("blocks3", "base.2.blocks"),
-    ("blocks4", "overview.blocks"),
-    ("sub_blocks3", "focus.0.blocks"),
-    ("sub_blocks4", "focus.1.blocks"),
-)
+_STAGE_NAMES = {
+    "blocks1": "base.0.blocks",
+    "blocks2": "base.1.blocks",
+    "blocks3": "base.2.blocks",
+    "blocks4": "overview.blocks",
+    "sub_blocks3": "focus.0.blocks",
+    "sub_blocks4": "focus.1.blocks",
+}
 _STATIC_NAMES = (
     ("dwconv", "position.conv"),
     ("proj.0", "norm"),
@@ -863,7 +863,7 @@ def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
 def _our_name(name: str, kernel_sizes: dict[str, int]) -> str:
     """Return our key for a key of the release; an unknown one comes back as it is."""
     stage, _, rest = name.partition(".")
-    ours = dict(_STAGE_NAMES).get(stage)
+    ours = _STAGE_NAMES.get(stage)
     if ours is None:
         return _rename(name, _NETWORK_NAMES)
     index, _, rest = rest.partition(".")

@@ -144,6 +144,8 @@ def test_auxiliary_logits_come_only_from_a_model_that_was_asked_for_them():
         build().forward_overview(image())
     model.reset_classifier(3)
     assert [tuple(part.shape) for part in model.forward_overview(image())] == [(2, 3), (2, 3)]
+    model.reset_classifier(0)
+    assert [tuple(part.shape) for part in model.forward_overview(image())] == [(2, 32), (2, 32)]
 
 
 def test_fifth_feature_is_the_overview_network():
