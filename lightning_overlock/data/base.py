@@ -1,12 +1,15 @@
 """What all data modules share: loaders that are exact on resuming and shard themselves."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakSet
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 
 from lightning_overlock.data.loading import (
+    Collate,
     EpochSampler,
     EvalBatches,
     Loader,
@@ -15,6 +18,7 @@ from lightning_overlock.data.loading import (
     TrainLoader,
     default_num_workers,
     global_seed,
+    stack,
 )
 from lightning_overlock.errors import InputError
 
@@ -57,6 +61,14 @@ class BaseDataModule(LightningDataModule, ABC):
     def source(self, split: Split) -> Source:
         """Return the images of a split, as items (image (3, H, W), label or name)."""
 
+    def collate(self, split: Split) -> Collate:  # noqa: ARG002 - for those that tell them apart
+        """Return what makes a batch of the items of a split: `stack`, unless sizes differ."""
+        return stack
+
+    def groups(self, source: Any) -> NDArray[np.integer[Any]] | None:  # noqa: ARG002
+        """Return a group for each training image where a step should have images of one group."""
+        return None
+
     def train_dataloader(self) -> Loader:
         """Return batches (images (B, 3, H, W) float32, labels (B,) int64), shuffled."""
         return self._loader("train")
@@ -97,7 +109,15 @@ class BaseDataModule(LightningDataModule, ABC):
             sampler = EpochSampler(len(source), global_seed(), shuffle=not overfit)
             loader = TrainLoader(
                 source,
-                TrainBatches(sampler, self.batch_size, rank, world_size, self._position),
+                TrainBatches(
+                    sampler,
+                    self.batch_size,
+                    rank,
+                    world_size,
+                    self._position,
+                    None if overfit else self.groups(source),
+                ),
+                collate=self.collate(split),
                 num_workers=workers,
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,
@@ -106,6 +126,7 @@ class BaseDataModule(LightningDataModule, ABC):
             loader = Loader(
                 source,
                 EvalBatches(len(source), self.batch_size, rank, world_size),
+                collate=self.collate(split),
                 num_workers=workers,
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,

@@ -1,9 +1,9 @@
 """Loaders whose batches are a function of (seed, epoch, index), so that resuming is exact.
 
 A sampler orders an epoch, `TrainBatches` and `EvalBatches` cut that order into batches and share
-them out among processes, and a `Loader` reads them. An image is asked for by its `Key` (epoch,
-index): whatever is random about it is drawn from the seed and that key, never from the state of a
-random generator that an interruption would lose.
+them out among processes, and a `Loader` reads and collates them. An image is asked for by its `Key`
+(epoch, index): whatever is random about it is drawn from the seed and that key, never from the
+state of a random generator that an interruption would lose.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_overlock.errors import InputError
@@ -35,6 +36,21 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Key) -> Any: ...
+
+
+# Makes a batch of a list of items.
+Collate = Callable[[list[Any]], Any]
+
+
+def stack(items: list[Any]) -> list[Any]:
+    """Collate items of equal sizes: each field becomes one tensor, or a list of strings."""
+    # default_collate makes tuples of strings.
+    return [list(p) if isinstance(p, tuple) else p for p in default_collate(items)]
+
+
+def as_lists(items: list[Any]) -> list[list[Any]]:
+    """Collate items whose sizes differ: each field becomes a list."""
+    return [list(field) for field in zip(*items, strict=True)]
 
 
 class CorruptImage(InputError):
@@ -125,6 +141,9 @@ class TrainBatches:
         rank: number of this process.
         world_size: number of processes.
         position: tells which batch comes first when an epoch is entered in its middle.
+        groups: (number of images,) a group for each image, for example upright or wide. A step then
+            has images of one group, so that little is padded; only what is left over of the groups
+            mixes, in the last steps.
 
     Raises:
         InputError: there are too few images for one step.
@@ -137,12 +156,14 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         position: Callable[[], int] = int,
+        groups: NDArray[np.integer[Any]] | None = None,
     ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.position = position
+        self.groups = groups
         if len(self) == 0:
             raise InputError(
                 f"the training split has {len(sampler)} images, fewer than one batch of "
@@ -154,11 +175,28 @@ class TrainBatches:
         return len(self.sampler) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = list(self.sampler)
+        order = self._order()
         for batch in range(self.position(), len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             indices = order[start : start + self.batch_size]
             yield [Key(self.sampler.epoch, index) for index in indices]
+
+    def _order(self) -> list[int]:
+        order = list(self.sampler)
+        if self.groups is None:
+            return order
+        step = self.batch_size * self.world_size
+        steps, rest = [], []
+        of_place = self.groups[order]
+        for group in np.unique(of_place):
+            places = np.flatnonzero(of_place == group)
+            full = len(places) // step * step
+            steps += list(places[:full].reshape(-1, step))
+            rest.append(places[full:])
+        # A step comes when its last image does, as if the images were sorted into the groups' bins.
+        steps.sort(key=lambda places: int(places[-1]))
+        places = np.concatenate([*steps, np.sort(np.concatenate(rest))])
+        return [order[place] for place in places.tolist()]
 
 
 class EvalBatches:
@@ -214,8 +252,9 @@ class _Read(NamedTuple):
 class _Reader(Dataset[_Read]):
     """Reads a batch of keys; runs in the workers."""
 
-    def __init__(self, source: Source, skip_corrupt: bool, replace: bool) -> None:
+    def __init__(self, source: Source, collate: Collate, skip_corrupt: bool, replace: bool) -> None:
         self.source = source
+        self.collate = collate
         self.skip_corrupt = skip_corrupt
         self.replace = replace
 
@@ -227,9 +266,7 @@ class _Reader(Dataset[_Read]):
             return _Read(None, error, skipped)
         if not items:
             return _Read(None, None, skipped)
-        # default_collate makes tuples of strings.
-        batch = [list(p) if isinstance(p, tuple) else p for p in default_collate(items)]
-        return _Read(batch, None, skipped)
+        return _Read(self.collate(items), None, skipped)
 
     def _read(self, key: Key, skipped: list[str]) -> list[Any]:
         """Return the item of `key`, or of the next readable one, or nothing."""
@@ -259,6 +296,7 @@ class Loader:
     Args:
         source: where the images come from.
         batch_sampler: yields the keys of each batch.
+        collate: makes a batch of its items: `stack`, or `as_lists` where sizes differ.
         num_workers: worker processes; they stay alive from epoch to epoch until `close`.
         pin_memory: copy batches into pinned memory.
         skip_corrupt: warn of unreadable images, once per file at the end of an epoch, instead of
@@ -271,6 +309,7 @@ class Loader:
         source: Source,
         batch_sampler: TrainBatches | EvalBatches,
         *,
+        collate: Collate = stack,
         num_workers: int = 0,
         pin_memory: bool = False,
         skip_corrupt: bool = False,
@@ -280,7 +319,9 @@ class Loader:
         self.batch_size = batch_sampler.batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._reader = _Reader(source, skip_corrupt, isinstance(batch_sampler, TrainBatches))
+        self._reader = _Reader(
+            source, collate, skip_corrupt, replace=isinstance(batch_sampler, TrainBatches)
+        )
         self._skipped: dict[str, None] = {}
         self.close()
 
@@ -344,6 +385,7 @@ class TrainLoader(Loader):
             "images": len(sampler),
             "seed": sampler.seed,
             "images per step": self.batch_size * self.batch_sampler.world_size,
+            "groups of images": 0 if self.batch_sampler.groups is None else 1,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -354,7 +396,10 @@ class TrainLoader(Loader):
         """
         now = self.state_dict()
         changed = [
-            f"{name} {state[name]} (now {now[name]})" for name in now if state[name] != now[name]
+            # Checkpoints from before images were grouped do not say so.
+            f"{name} {state.get(name, 0)} (now {now[name]})"
+            for name in now
+            if state.get(name, 0) != now[name]
         ]
         if (
             changed

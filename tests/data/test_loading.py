@@ -25,6 +25,7 @@ from lightning_overlock.data.loading import (
     Loader,
     TrainBatches,
     TrainLoader,
+    as_lists,
     default_num_workers,
     global_seed,
     seeded,
@@ -177,6 +178,59 @@ def test_evaluation_sees_each_image_once_in_equally_many_batches(length, batch_s
     sizes = {len(batch) for share in batches for batch in share}
     assert min(sizes) >= 1
     assert max(sizes) <= max(batch_size, 2 if batch_size == 1 else 0)
+
+
+@given(
+    upright=st.lists(st.integers(0, 1), min_size=1, max_size=120),
+    batch_size=st.integers(1, 6),
+    world_size=st.integers(1, 4),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_grouped_steps_have_images_of_one_group_but_for_the_last_few(
+    upright, batch_size, world_size, epoch
+):
+    groups, step = np.array(upright), batch_size * world_size
+    if len(groups) < step:
+        return
+
+    def steps(batch_size: int, world_size: int) -> list[list[int]]:
+        sampler = EpochSampler(len(groups), seed=2)
+        sampler.set_epoch(epoch)
+        ranks = [
+            list(TrainBatches(sampler, batch_size, r, world_size, groups=groups))
+            for r in range(world_size)
+        ]
+        return [[k.index for batch in step for k in batch] for step in zip(*ranks, strict=True)]
+
+    shared = steps(batch_size, world_size)
+    assert len(shared) == len(groups) // step
+    indices = [index for one in shared for index in one]
+    assert len(set(indices)) == len(indices)
+    pure = sum(count // step for count in np.bincount(groups))
+    assert all(len(set(groups[one])) == 1 for one in shared[:pure])
+    assert shared == steps(step, 1)  # however many processes share a step
+    # Nothing is lost but what does not fill the last step, and each group keeps its shuffled order.
+    sampler = EpochSampler(len(groups), seed=2)
+    sampler.set_epoch(epoch)
+    for group in range(2):
+        of_group = [index for index in sampler if groups[index] == group]
+        assert [i for one in shared[:pure] for i in one if groups[i] == group] == of_group[
+            : len(of_group) // step * step
+        ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_of_different_sizes_come_as_lists(workers):
+    class Growing(Numbers):
+        def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
+            return torch.full((key.index,), 1.5), {"index": key.index, "names": ["a"] * key.index}
+
+    loader = Loader(Growing(3), EvalBatches(3, 2), collate=as_lists, num_workers=workers)
+    batches = list(loader)
+    loader.close()
+    assert [[len(image) for image in images] for images, _ in batches] == [[0, 1], [2]]
+    assert batches[1][1] == [{"index": 2, "names": ["a", "a"]}]
 
 
 def test_an_input_error_in_a_worker_arrives_with_its_own_message():
@@ -396,6 +450,17 @@ def test_going_on_inside_an_epoch_with_other_batches_is_refused(fit, tmp_path):
         fit(Seen(interrupt_at=(1, 2)), 3, callbacks=(SaveOnInterrupt(path),))
     with pytest.raises(InputError, match=r"middle of an epoch.*images per step 4 \(now 5\)"):
         fit(Seen(), 3, batch_size=5, ckpt_path=path)
+
+
+def test_a_checkpoint_from_before_images_were_grouped_goes_on_inside_an_epoch():
+    def loader(groups: np.ndarray | None) -> TrainLoader:
+        batches = TrainBatches(EpochSampler(8, 0), 2, position=lambda: 1, groups=groups)
+        return TrainLoader(Numbers(8), batches)
+
+    old = {"images": 8, "seed": 0, "images per step": 2}
+    loader(None).load_state_dict(old)
+    with pytest.raises(InputError, match=r"middle of an epoch with groups of images 0 \(now 1\)"):
+        loader(np.zeros(8, int)).load_state_dict(old)
 
 
 def test_other_batches_are_fine_at_the_end_of_an_epoch(fit, tmp_path):
