@@ -1,0 +1,75 @@
+"""A timm backbone by name; mistakes in its name, arguments or image size are input errors."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from lightning_overlock.errors import InputError, did_you_mean
+
+
+def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.Module:
+    """Create a timm model.
+
+    Args:
+        name: Of a timm model, with or without the tag of its weights.
+        arguments: As typed by the user.
+        kwargs: Arguments of `timm.create_model` that the user cannot set.
+
+    Raises:
+        InputError: timm has no such model, or the model refuses the arguments.
+    """
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+        near = did_you_mean(name.partition(".")[0], timm.list_models())
+        raise InputError(f"timm has no model '{name}', expected one of timm.list_models().{near}")
+    for key in ("num_classes", "features_only", "pretrained", "overview_head"):
+        if key in arguments:
+            raise InputError(f"backbone_args has '{key}', which the task sets itself")
+    try:
+        return timm.create_model(name, **(arguments | kwargs))
+    except (TypeError, ValueError, AssertionError) as error:
+        if not arguments or kwargs.get("pretrained"):
+            raise
+        raise InputError(
+            f"{name} refuses backbone_args {arguments}\n{error}{_nearest_argument(name, error)}"
+        ) from error
+
+
+def _nearest_argument(name: str, error: Exception) -> str:
+    """Return " Did you mean …?" where a constructor complains of an unknown argument."""
+    complaint = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if complaint is None:
+        return ""
+    module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
+    owner = getattr(module, complaint[1], None)
+    return did_you_mean(complaint[2], inspect.signature(owner).parameters) if owner else ""
+
+
+@contextmanager
+def size_explained(name: str, model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Turn a backbone's complaint about an unusual image size into an input error.
+
+    Args:
+        name: Of the backbone.
+        model: The backbone, a timm model.
+        images: (B, C, H, W), what it is given.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError, RuntimeError) as error:
+        usual = tuple(resolve_model_data_config(model)["input_size"])
+        about_size = not isinstance(error, RuntimeError) or "ernel size" in str(error)
+        if tuple(images.shape[1:]) == usual or not about_size:
+            raise
+        raise InputError(
+            f"{name} takes no images of {tuple(images.shape[1:])} (channels, height, "
+            f"width); it was made for {usual}\n{str(error).splitlines()[0]}"
+        ) from error
