@@ -438,5 +438,37 @@ class TrainingCLI(LightningCLI):
         print(text)
 
 
+class _Builder(TrainingCLI):
+    """Parses as `fit` does and builds task and data, without trainer, seed and run folder."""
+
+    def _set_seed(self) -> None:
+        """Leave the random state alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build none."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def build(
+    arguments: list[str], device: str = "meta"
+) -> tuple[LightningModule, LightningDataModule]:
+    """Build the task and the data of a `fit` command line; nothing is trained or written.
+
+    Args:
+        arguments: What a person would type after `lightning`: "fit" and its options.
+        device: Where the task's weights are made; "meta" makes none and takes no time.
+
+    Raises:
+        InputError: For what `lightning fit` would refuse as well.
+    """
+    from lightning_overlock import data, tasks  # noqa: F401 - known by name once imported
+
+    with torch.device(device):
+        cli = _Builder(read_request(arguments[0], arguments[1:]))
+    return cli.model, cli.datamodule
+
+
 def _first(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -109,9 +109,21 @@ def parse(
     for _, text in configs:
         arguments += ["--config", text if text.strip() else "{}"]
     try:
-        return parser.parse_args([*arguments, *words])
+        found = parser.parse_args([*arguments, *words])
     except _ParseError as error:
         raise InputError(_boil_down(str(error), command)) from error
+    _restore_nulls(found[command], typed)
+    return found
+
+
+def _restore_nulls(found: Namespace, typed: list[tuple[str, str | None]]) -> None:
+    """Set nulls that were typed for a key of a dictionary, which jsonargparse makes 'None'."""
+    for name, value in typed:
+        option, *keys = name.replace(".init_args.", ".", 1).split(".")
+        if option in CHOSEN and len(keys) == 2 and value in {"null", "~"}:
+            dictionary = found[option]["init_args"].get(keys[0])
+            if isinstance(dictionary, dict) and dictionary.get(keys[1]) == "None":
+                dictionary[keys[1]] = None
 
 
 def _typed(words: list[str]) -> Iterator[tuple[str, str | None]]:

@@ -195,7 +195,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key}' stands twice", key_node.start_mark
@@ -461,7 +461,8 @@ class _Reader:
             if typed:
                 raise InputError(f"--set {next(iter(typed))}: {self.path} is no search.")
             return None
-        found = {"sampler": "tpe", "pruner": "none", "trials": 20} | own | changed | typed
+        found: dict[str, Any] = {"sampler": "tpe", "pruner": "none", "trials": 20}
+        found |= own | changed | typed
         for key, names in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
             if found[key] not in names:
                 raise self.error(
@@ -516,14 +517,68 @@ class _Reader:
 
 
 def validate(sweep: Sweep, build: Build) -> None:
-    """Build every row's task, so that a mistake is told before anything runs.
+    """Build every row's task and data, so that a mistake is told before anything runs.
+
+    Of a search every choice is built once, and both ends of every range.
 
     Args:
         sweep: The sweep.
         build: Makes task and data of a `fit` command line.
 
     Raises:
-        InputError: For a row (or a point of the search space) that cannot be built, two rows that
-            are the same, or a metric that the task does not log.
+        InputError: For a row or point that `lightning fit` would refuse, two rows that are the
+            same, or a metric that the task does not log.
     """
-    del build
+    points = _points(sweep)
+    seen: dict[str, str] = {}
+    for key, options in points.items():
+        same = json.dumps(sweep.options | options, sort_keys=True)
+        if same in seen and sweep.search is None:
+            raise InputError(f"{sweep.path}, {key}: has the same options as {seen[same]}.")
+        seen[same] = key
+    for key, options in points.items():
+        try:
+            task, _ = build(sweep.arguments(options, sweep.seeds[0], "row"))
+        except InputError as error:
+            # Blame what all rows share where it is wrong by itself.
+            where = key if _builds(sweep, build) else f"profiles.{sweep.profile}"
+            lines = f"{sweep.path}, {where}: {error}".splitlines()
+            raise InputError("\n".join(lines[:3])) from error
+        known = _logged(task)
+        if known and sweep.metric not in known:
+            raise InputError(
+                f"{sweep.path}, metric: {type(task).__name__} logs no '{sweep.metric}'."
+                f"{did_you_mean(sweep.metric, known)}\nExpected one of {', '.join(known)}."
+            )
+
+
+def _points(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Return what is to be built as key in the file -> options."""
+    if sweep.search is None:
+        return {f"rows.{row.name}": row.options for row in sweep.rows.values() if not row.missing}
+    values = {
+        option: list(d.choices) if isinstance(d, CategoricalDistribution) else [d.low, d.high]
+        for option, d in sweep.search.space.items()
+        if isinstance(d, CategoricalDistribution | IntDistribution | FloatDistribution)
+    }
+    first = {option: choices[0] for option, choices in values.items()}
+    points = {"search.space": first}
+    for option, choices in values.items():
+        for value in choices[1:]:
+            points[f"search.space.{option} {as_word(value)}"] = first | {option: value}
+    return points
+
+
+def _builds(sweep: Sweep, build: Build) -> bool:
+    try:
+        build(sweep.arguments({}, sweep.seeds[0], "row"))
+    except InputError:
+        return False
+    return True
+
+
+def _logged(task: LightningModule) -> list[str]:
+    """Return the metrics that a task is known to log in validation; none if it does not tell."""
+    collections = [m for m in task.modules() if isinstance(m, MetricCollection)]
+    names = [str(name) for c in collections for name in c if str(name).startswith("val/")]
+    return ["val/loss", "train/loss", *names] if names else []
