@@ -22,7 +22,7 @@ class ContMix(nn.Module):
         dim: C of input and output.
         context_dim: C of the context; None where `forward` gets no context and x is its own.
         kernel_size: K, odd.
-        small_kernel: size of the kernel of the first half of the channels; None gives all of
+        small_kernel: size of the kernel of the first half of the channels; 0 or None gives all of
             them the KxK kernel.
         num_heads: heads; there are 2 * num_heads channel groups, each with kernels of its own.
         context_grid: side of the pooled context.
@@ -43,6 +43,7 @@ class ContMix(nn.Module):
     ) -> None:
         super().__init__()
         groups = 2 * num_heads
+        small_kernel = small_kernel or None
         if dim % (2 * groups):
             raise ValueError(f"dim is {dim}; expected a multiple of 4 * num_heads = {2 * groups}")
         if kernel_size % 2 == 0:

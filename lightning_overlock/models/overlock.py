@@ -478,7 +478,8 @@ class OverLoCK(nn.Module):
         feature_guidance: the context prior takes part in making the value.
         kernel_guidance: the context prior makes the kernels' keys.
         context_update: dynamic blocks pass an updated context on.
-        small_kernel: the small kernel of half of the channels; None for large kernels alone.
+        small_kernel: the small kernel of half of the channels; 0 or None for large kernels alone
+            (`timm.create_model` leaves out arguments that are None).
         context_grid: side of the pooled context.
 
     Raises:

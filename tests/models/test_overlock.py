@@ -30,6 +30,7 @@ SWITCHES = {
         ["context_scale", "prior_scale", "context_downsample"],
     ),
     "small_kernel": ({"small_kernel": None}, ["small_bias"]),
+    "small_kernel_through_timm": ({"small_kernel": 0}, ["small_bias"]),
     "guidance": ({"kernel_guidance": False, "feature_guidance": False}, []),
     "grid": ({"context_grid": 3}, []),
     "wide_small_kernel": ({"small_kernel": 3}, []),
