@@ -1,6 +1,12 @@
 """Data modules: images and labels for the tasks."""
 
+from lightning_overlock.data.cued_digits import CuedDigitsDataModule
 from lightning_overlock.data.digits import ClutteredDigitsDataModule, DigitsDataModule
 from lightning_overlock.data.image_folder import ImageFolderDataModule
 
-__all__ = ["ClutteredDigitsDataModule", "DigitsDataModule", "ImageFolderDataModule"]
+__all__ = [
+    "ClutteredDigitsDataModule",
+    "CuedDigitsDataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+]
