@@ -58,6 +58,12 @@ def digits_of(split: DigitSplit) -> Digits:
     )
 
 
+def resize_digits(images: Tensor, size: int) -> NDArray[np.uint8]:
+    """Return digits (N, 1, 8, 8) in [0, 1] resized to (N, size, size), ink is 255."""
+    resized = F.interpolate(images, size=(size, size), mode="bilinear")
+    return resized.mul(255).round().to(torch.uint8).squeeze(1).numpy()
+
+
 class DigitImages:
     """Whole digits resized to a square image, optionally turned, scaled and shifted a little.
 
@@ -169,15 +175,7 @@ class ClutteredDigitImages:
         self.named = named
         self.labels = digits.labels.tolist()
         # Every digit at every size, once: resizing one by one would cost more than all the rest.
-        self.resized = {
-            size: F.interpolate(digits.images, size=(size, size), mode="bilinear")
-            .mul(255)
-            .round()
-            .to(torch.uint8)
-            .squeeze(1)
-            .numpy()
-            for size in self.digit_sizes
-        }
+        self.resized = {size: resize_digits(digits.images, size) for size in self.digit_sizes}
 
     def __len__(self) -> int:
         return self.images

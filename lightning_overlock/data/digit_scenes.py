@@ -1,0 +1,219 @@
+"""Scenes of real digits on textured canvases, written as a COCO json and as label PNGs.
+
+Nothing is downloaded: the digits are those of scikit-learn. The files are read by the same readers
+as COCO and ADE20K.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
+from lightning_overlock.errors import InputError
+
+# What a digit must keep of its ink: a new one that would hide more of another is put elsewhere.
+LEAST_VISIBLE = 0.5
+
+SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What scenes are made of.
+
+    Attributes:
+        canvas: Side of the square canvas in pixels.
+        train_images: Training scenes.
+        eval_images: Validation scenes, and as many test scenes.
+        digits: Smallest and largest number of digits in a scene. A digit that finds no place
+            where it hides no other is left out.
+        digit_sizes: Smallest and largest side of a digit's square in pixels.
+        texture: Strength of the canvas's texture, from 0 (one colour) to 1.
+        seed: Of digits, places, sizes, tints and textures.
+    """
+
+    canvas: int = 128
+    train_images: int = 2000
+    eval_images: int = 300
+    digits: tuple[int, int] = (1, 5)
+    digit_sizes: tuple[int, int] = (24, 56)
+    texture: float = 0.3
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise an InputError where an option is out of its range."""
+        for name, number, least in (
+            ("canvas", self.canvas, 16),
+            ("train_images", self.train_images, 1),
+            ("eval_images", self.eval_images, 1),
+            ("seed", self.seed, 0),
+        ):
+            if number < least:
+                raise InputError(f"data.{name} is {number}; expected at least {least}")
+        for name, (low, high), least, most in (
+            ("digits", self.digits, 1, 100),
+            ("digit_sizes", self.digit_sizes, 8, self.canvas),
+        ):
+            if not least <= low <= high <= most:
+                raise InputError(
+                    f"data.{name} is {low}, {high}; "
+                    f"expected {least} <= smallest <= largest <= {most}"
+                )
+        if not 0 <= self.texture <= 1:
+            raise InputError(f"data.texture is {self.texture}; expected 0 to 1")
+
+    @property
+    def name(self) -> str:
+        """A folder name that says everything that the scenes depend on."""
+        return (
+            f"digit_scenes-1-{self.canvas}px-{self.train_images}+{self.eval_images}-"
+            f"{self.digits[0]}to{self.digits[1]}-{self.digit_sizes[0]}to{self.digit_sizes[1]}px-"
+            f"texture{self.texture:g}-seed{self.seed}"
+        )
+
+
+class Scene(NamedTuple):
+    """Digits on a canvas.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        owner: (H, W) uint8, 0 where the canvas is seen, i + 1 where digit i is.
+        labels: The digits, the lowest first.
+    """
+
+    image: NDArray[np.uint8]
+    owner: NDArray[np.uint8]
+    labels: list[int]
+
+
+def draw_scene(digits: Digits, options: SceneOptions, random: np.random.Generator) -> Scene:
+    """Put digits on a canvas, one over the other.
+
+    A pixel belongs to the uppermost digit with at least half its ink there.
+    """
+    image = _texture(options.canvas, options.texture, random)
+    ground = image.mean((0, 1))
+    owner = np.zeros((options.canvas, options.canvas), np.uint8)
+    labels: list[int] = []
+    areas: list[int] = []
+    for _ in range(random.integers(options.digits[0], options.digits[1] + 1)):
+        number = int(random.integers(len(digits.labels)))
+        tint = _tint(ground, random)
+        for _ in range(10):
+            size = int(random.integers(options.digit_sizes[0], options.digit_sizes[1] + 1))
+            top, left = random.integers(0, options.canvas - size + 1, size=2).tolist()
+            ink = resize_digits(digits.images[number : number + 1], size)[0] / 255
+            place = slice(top, top + size), slice(left, left + size)
+            above = owner.copy()
+            above[place][ink >= 0.5] = len(labels) + 1
+            visible = np.bincount(above.ravel(), minlength=len(labels) + 2)[1:]
+            if all(visible[:-1] >= LEAST_VISIBLE * np.array(areas)):
+                owner = above
+                labels.append(int(digits.labels[number]))
+                areas.append(int(visible[-1]))
+                # Full colour from three quarters of the ink on; edges are soft.
+                opacity = np.clip(2 * ink - 0.5, 0, 1)[..., None]
+                image[place] += opacity * (tint - image[place])
+                break
+    return Scene((image * 255).round().astype(np.uint8), owner, labels)
+
+
+def _texture(side: int, strength: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return smooth noise of three grain sizes around one colour, (side, side, 3) in [0, 1]."""
+    canvas = np.broadcast_to(random.uniform(0.2, 0.8, 3), (side, side, 3)).astype(np.float32)
+    for grains, share in ((4, 0.4), (16, 0.4), (64, 0.2)):
+        noise = random.uniform(-strength, strength, (1, 3, grains, grains)).astype(np.float32)
+        smooth = F.interpolate(torch.from_numpy(noise), size=(side, side), mode="bilinear")
+        canvas += share * smooth[0].permute(1, 2, 0).numpy()
+    return np.clip(canvas, 0, 1)
+
+
+def _tint(ground: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+    """Return a colour that stands out from the canvas's mean colour."""
+    while True:
+        tint = random.uniform(0, 1, 3).astype(np.float32)
+        if np.abs(tint - ground).mean() >= 0.25:
+            return tint
+
+
+def write_scenes(folder: str | Path, options: SceneOptions) -> None:
+    """Write scenes of all splits into a folder, unless it is there.
+
+    The folder then holds, for each of train, val and test,
+
+        images/SPLIT/00000.png               RGB
+        labels/SPLIT/00000.png               0 is canvas, 1 + d is digit d
+        annotations/instances_SPLIT.json     COCO; category 1 + d is digit d, masks are RLE
+
+    A mask is the visible part of a digit and its box that part's. The splits show disjoint digits.
+    They are written elsewhere and moved into place at the end: a folder that is there is whole,
+    also when several processes write it at a time.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+    folder = Path(folder)
+    options.check()
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
+        whole = Path(unfinished) / folder.name
+        for split in SPLITS:
+            _write_split(whole, split, options)
+        try:
+            whole.rename(folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+
+
+def _write_split(folder: Path, split: DigitSplit, options: SceneOptions) -> None:
+    for kind in ("images", "labels"):
+        (folder / kind / split).mkdir(parents=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    digits = digits_of(split)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(options.train_images if split == "train" else options.eval_images):
+        random = np.random.default_rng((options.seed, SPLITS.index(split), number))
+        scene = draw_scene(digits, options, random)
+        name = f"{number:05d}.png"
+        Image.fromarray(scene.image).save(folder / "images" / split / name, compress_level=1)
+        label_of_owner = np.array([0, *(label + 1 for label in scene.labels)], np.uint8)
+        Image.fromarray(label_of_owner[scene.owner]).save(folder / "labels" / split / name)
+        height, width = scene.owner.shape
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for place, label in enumerate(scene.labels, 1):
+            mask = coco_mask.encode(np.asfortranarray(scene.owner == place))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # pycocotools takes an id of 0 for "no match"
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": coco_mask.toBbox(mask).tolist(),
+                    "area": int(coco_mask.area(mask)),
+                    "iscrowd": 0,
+                    "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+                }
+            )
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations" / f"instances_{split}.json"
+    path.write_text(json.dumps(content, separators=(",", ":")))
+
+
+def default_folder(options: SceneOptions) -> Path:
+    """Return where scenes are kept: below the environment's OVERLOCK_CACHE, or the user's cache."""
+    cache = os.environ.get("OVERLOCK_CACHE") or Path.home() / ".cache" / "lightning_overlock"
+    return Path(cache) / options.name
