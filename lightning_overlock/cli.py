@@ -47,6 +47,8 @@ commands:
   predict   write predictions.csv:              lightning predict --ckpt_path FILE
   configs   list the shipped configurations, one line each
   bench     compare models: parameters, multiply-adds, time, memory
+  sweep     train the rows of a sweep file, print the table:
+            lightning sweep run|status|table|worker FILE   (lightning sweep --help)
 
 options of fit, validate, test and predict:
   -c, --config NAME|FILE  a shipped configuration, or a YAML file (with a suffix or a slash);
@@ -108,13 +110,17 @@ def _run(arguments: list[str]) -> int:
         from lightning_overlock.bench import main as bench
 
         return bench(rest)
+    elif command == "sweep":
+        from lightning_overlock.sweep.command import main as sweep
+
+        return sweep(rest, build)
     elif command in COMMANDS:
         # Their classes are known by name once imported; the other commands do without them.
         from lightning_overlock import data, tasks  # noqa: F401
 
         TrainingCLI(read_request(command, rest))
     else:
-        known = [*COMMANDS, "configs", "bench", "--version", "--help"]
+        known = [*COMMANDS, "configs", "bench", "sweep", "--version", "--help"]
         raise InputError(
             f"{command}: no command of this name.{did_you_mean(command, known)}\n"
             f"Expected one of {', '.join(known)}."
