@@ -1,9 +1,31 @@
 """Parameter groups and the learning rate of every step."""
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_overlock.heads.features import DenseFeatures
+
+# The layers of OverLoCK that are called norm in its release. Its batch norms and the layer norms
+# of its static blocks have other names there.
+_RELEASE_NORMS = re.compile(r"focus\.\d+\.blocks\.\d+\.norm[12]")
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    _BatchNorm,
+    RmsNorm,
+    RmsNorm2d,
+    SimpleNorm,
+    SimpleNorm2d,
+)
 
 
 def parameter_groups(
@@ -33,6 +55,55 @@ def parameter_groups(
     return [{"lr_scale": 1.0, **group} for group in groups]
 
 
+def dense_parameter_groups(
+    model: nn.Module,
+    features: DenseFeatures,
+    *,
+    weight_decay: float,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of a dense model as the release's dense recipes do.
+
+    There weight decay falls on everything but what is called norm: the layer norms of OverLoCK's
+    dynamic blocks and those on the maps. Its batch norms, GRN, scales and biases and those of the
+    heads are decayed. Of other backbones all norms are exempt and what the model's own
+    `no_weight_decay()` names.
+
+    Args:
+        model: A network around `features`.
+        features: The backbone with the norms of its maps.
+        weight_decay: Decay of the decayed groups.
+        layer_decay: Factor per layer of the backbone's `group_matcher`, counted from the rest of
+            the network (factor 1) towards the stem. None: one learning rate for all.
+
+    Returns:
+        Groups for a torch optimiser; each has `lr_scale`, its factor on the learning rate.
+    """
+    backbone = features.backbone
+    norms = [(name, m) for name, m in backbone.named_modules() if isinstance(m, _NORMS)]
+    norms = [(name, m) for name, m in norms if _RELEASE_NORMS.fullmatch(name)] or norms
+    exempt = {id(p) for _, norm in norms for p in norm.parameters(recurse=False)}
+    exempt |= {id(p) for norm in features.map_norms() for p in norm.parameters()}
+    named = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    exempt |= {id(p) for name, p in backbone.named_parameters() if name in named}
+    scales: dict[int, float] = {}
+    if layer_decay is not None:
+        layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+        above = max(layers.values()) + 1
+        scales = {
+            id(p): layer_decay ** (above - layers[name]) for name, p in backbone.named_parameters()
+        }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if id(parameter) in exempt else weight_decay
+            groups.setdefault((scales.get(id(parameter), 1.0), decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
 def warmup_cosine(
     step: int, *, lr: float, total_steps: int, warmup_steps: int, warmup_lr: float, min_lr: float
 ) -> float:
@@ -54,3 +125,60 @@ def warmup_cosine(
         return warmup_lr + (lr - warmup_lr) * step / warmup_steps
     progress = min(step / total_steps, 1.0)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_multistep(
+    step: int,
+    *,
+    lr: float,
+    milestones: Sequence[int],
+    gamma: float,
+    warmup_steps: int,
+    warmup_factor: float,
+) -> float:
+    """Learning rate of one optimiser step: constant, times `gamma` from each milestone on.
+
+    Args:
+        step: Optimiser steps taken so far.
+        lr: Learning rate before the first milestone.
+        milestones: Steps.
+        gamma: Factor per milestone.
+        warmup_steps: Length of the warm-up.
+        warmup_factor: Of the warm-up, see `linear_warmup`.
+    """
+    passed = sum(step >= milestone for milestone in milestones)
+    return lr * gamma**passed * linear_warmup(step, warmup_steps, warmup_factor)
+
+
+def warmup_poly(
+    step: int,
+    *,
+    lr: float,
+    total_steps: int,
+    power: float,
+    min_lr: float,
+    warmup_steps: int,
+    warmup_factor: float,
+) -> float:
+    """Learning rate of one optimiser step: from `lr` to `min_lr` as (1 - progress) ** power.
+
+    Args:
+        step: Optimiser steps taken so far.
+        lr: Learning rate of step 0 without warm-up.
+        total_steps: Step at which `min_lr` is reached; it stays there afterwards.
+        power: 1 is a straight line.
+        min_lr: Learning rate at the end.
+        warmup_steps: Length of the warm-up.
+        warmup_factor: Of the warm-up, see `linear_warmup`.
+    """
+    left = 1 - min(step / total_steps, 1.0)
+    rate = min_lr + (lr - min_lr) * left**power
+    return rate * linear_warmup(step, warmup_steps, warmup_factor)
+
+
+def linear_warmup(step: int, steps: int, factor: float) -> float:
+    """Return what a schedule is multiplied by: from `factor` in a straight line to 1 at `steps`.
+
+    The schedule itself counts from step 0, as in mmcv's linear warm-up.
+    """
+    return 1.0 if step >= steps else factor + (1 - factor) * step / steps

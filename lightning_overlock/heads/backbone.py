@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,20 @@ def _nearest_argument(name: str, error: Exception) -> str:
     module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
     owner = getattr(module, complaint[1], None)
     return did_you_mean(complaint[2], inspect.signature(owner).parameters) if owner else ""
+
+
+def class_count(
+    weights: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None
+) -> int | None:
+    """Return how many classes the classifier in `weights` has, None if it is not found there.
+
+    Args:
+        weights: A state dict.
+        classifier: Its layer's name, of several the first, as in timm's `pretrained_cfg`.
+    """
+    name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
+    weight = weights.get(f"{name}.weight")
+    return None if weight is None else len(weight)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The four maps of any timm backbone that dense prediction starts from."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,16 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from lightning_overlock.errors import InputError
-from lightning_overlock.heads.backbone import create_backbone, size_explained
+from lightning_overlock.heads.backbone import class_count, create_backbone, size_explained
 from lightning_overlock.layers.conv_mlp import ChannelScale
 
 REDUCTIONS = [4, 8, 16, 32]
+# What only the dense models of OverLoCK's release have, by their names and by ours.
+_RELEASE_NAMES = {f"extra_norm.{level}": f"norms.{level}" for level in range(4)} | {
+    "extra_norm.4": "overview_norm",
+    "h_proj.0": "overview_proj",
+    "h_proj.1": "overview_scale",
+}
 
 
 class DenseFeatures(nn.Module):
@@ -85,20 +92,84 @@ class DenseFeatures(nn.Module):
             out[3] = self.overview_scale(overview, out[3])
         return out
 
-    def load_weights(self, weights: Mapping[str, Tensor] | None = None) -> list[str]:
-        """Load a classifier's weights, or those of the release's or our own dense models.
+    def map_norms(self) -> list[nn.Module]:
+        """Return the norms on the maps."""
+        return [*self.norms, *([self.overview_norm] if self.overview else [])]
+
+    def load_weights(
+        self, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[str], list[str]]:
+        """Start from the weights of a classifier or of a dense model.
 
         Args:
-            weights: A state dict: of a classifier with this backbone (by the names of timm or of
-                the release), of the release's detection or segmentation model (with or without
-                the prefix `backbone.`, in either form), or of a network around a `DenseFeatures`.
-                None: timm's own weights for the backbone.
+            weights: A state dict: of a classifier with this backbone (by the names of timm, or of
+                the release in either form), of the release's detection or segmentation model (with
+                or without the prefix `backbone.`), or of a network around a `DenseFeatures`. None:
+                timm's own weights for the backbone.
 
         Returns:
-            Names of the entries that were not used. The parameters that are not in `weights` (the
-            norms, for a classifier's) keep their values.
+            Names of the entries that were not used (a classifier's head, for example), and names
+            here that are not among the weights and keep their values (the norms, for example).
 
         Raises:
             RuntimeError: the weights belong to another network.
         """
-        raise NotImplementedError
+        given, unused = self._by_our_names(weights)
+        own = self.state_dict()
+        start = "backbone."
+        backbone = {n.removeprefix(start): v for n, v in given.items() if n.startswith(start)}
+        self.backbone.load_state_dict(backbone)
+        # Of the rest, weights of segmentation have less and those of detection more.
+        self.load_state_dict({n: v for n, v in given.items() if n in own}, strict=False)
+        unused += [name for name in given if name not in own]
+        return unused, [name for name in own if name not in given]
+
+    def _by_our_names(
+        self, weights: Mapping[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the weights for this module by its own names, and the names of all others."""
+        if weights is None:
+            return self._from_classifier(None)
+        around = re.search(r"^(|\S*\.)norms\.0\.weight$", "\n".join(weights), re.MULTILINE)
+        prefix = around[1] if around else "backbone."
+        if not any(name.startswith(prefix) for name in weights):
+            prefix = ""
+        unused = [name for name in weights if not name.startswith(prefix)]
+        bare = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+        if around:
+            return bare, unused
+        extras = {n: bare.pop(n) for n in list(bare) if n.rpartition(".")[0] in _RELEASE_NAMES}
+        if extras:
+            # timm loads and checks whole classifiers; a new one lends its head.
+            whole = create_backbone(self.name, self.arguments, num_classes=0).state_dict()
+            kept = self.backbone.state_dict()
+            bare |= {name: value for name, value in whole.items() if name not in kept}
+            given, _ = self._from_classifier(bare, num_classes=0)
+        else:
+            given, head = self._from_classifier(bare)
+            unused += head
+        own = self.state_dict()
+        for name, value in extras.items():
+            part, _, leaf = name.rpartition(".")
+            ours = f"{_RELEASE_NAMES[part]}.{leaf}"
+            given[ours] = value.reshape(own[ours].shape) if ours in own else value
+        return given, unused
+
+    def _from_classifier(
+        self, weights: dict[str, Tensor] | None, num_classes: int | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the backbone's weights as timm reads them, and the names of the head's."""
+        config = self.backbone.pretrained_cfg
+        if num_classes is None:
+            num_classes = class_count(weights or {}, config["classifier"]) or config["num_classes"]
+        source: dict[str, Any] = {}
+        if weights is not None:
+            overlay = {"state_dict": weights, "num_classes": num_classes}
+            source = {"pretrained_cfg_overlay": overlay}
+        donor = create_backbone(
+            self.name, self.arguments, num_classes=num_classes, pretrained=True, **source
+        ).state_dict()
+        kept = self.backbone.state_dict()
+        unused = [name for name in donor if name not in kept]
+        unused += [n for n in weights or () if n.startswith(("aux_head.", "overview_head."))]
+        return {f"backbone.{name}": donor[name] for name in donor if name in kept}, unused

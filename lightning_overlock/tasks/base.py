@@ -1,18 +1,13 @@
 """What every task shares: backbone, recipe, exact resuming, and watching over the training."""
 
-import inspect
 import math
 import random
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,9 +15,22 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from lightning_overlock.data.loading import global_seed
-from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.optim import parameter_groups, warmup_cosine
-from lightning_overlock.tasks.weights import differences, load_error_summary, read_state_dict
+from lightning_overlock.errors import InputError
+from lightning_overlock.heads.backbone import class_count, create_backbone
+from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.optim import (
+    dense_parameter_groups,
+    parameter_groups,
+    warmup_cosine,
+    warmup_multistep,
+    warmup_poly,
+)
+from lightning_overlock.tasks.weights import (
+    counted,
+    differences,
+    load_error_summary,
+    read_state_dict,
+)
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
 REFERENCE_BATCH = 1024
@@ -32,11 +40,11 @@ class BaseTask(LightningModule):
     """A timm backbone and its training recipe.
 
     A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`
-    and its steps, and where its network is more than a classifier, `build_model`. From here it has
-    AdamW, a learning rate that is a function of the step, randomness that is a function of (seed,
-    epoch, batch, process), initial weights, the stop at a non-finite loss, and `lr` and
-    `train/images_per_second` in the log. Gradients are clipped by the trainer
-    (`gradient_clip_val`), batch norms synchronised by it (`sync_batchnorm`).
+    and its steps, and where its network is more than a classifier, `build_model`, which then puts
+    heads on a `DenseFeatures`. From here it has AdamW, a learning rate that is a function of the
+    step, randomness that is a function of (seed, epoch, batch, process), initial weights, the stop
+    at a non-finite loss, and `lr` and `train/images_per_second` in the log. Gradients are clipped
+    by the trainer (`gradient_clip_val`), batch norms synchronised by it (`sync_batchnorm`).
 
     Args:
         class_names: Names of the classes; linked from the data.
@@ -45,15 +53,23 @@ class BaseTask(LightningModule):
         pretrained: Start from timm's weights for the model.
         init_from: Start from the weights in this file: a release checkpoint, a checkpoint of this
             package (its EMA where there is one), timm's, or safetensors. A head for another number
-            of classes is replaced.
+            of classes is replaced. A dense model starts from a classifier's weights or from a
+            dense model's.
         lr: Peak learning rate.
         scale_lr_with_batch: `lr` is meant for 1024 images; scale it with those of one optimiser
             step over all processes.
-        min_lr: Learning rate at the end of the cosine.
+        schedule: How the learning rate falls: cosine, multistep, or poly.
+        min_lr: Learning rate at the end of cosine and poly.
+        milestones: Epochs after which multistep multiplies the learning rate by `gamma`.
+        gamma: Of multistep.
+        power: Of poly; 1 is a straight line.
         warmup_epochs: Length of the linear warm-up.
+        warmup_steps: The same in optimiser steps, in place of `warmup_epochs`.
         warmup_lr: Learning rate that the warm-up starts from.
-        cooldown_epochs: Last epochs, spent at `min_lr`.
-        weight_decay: Of all parameters with more than one dimension.
+        warmup_factor: The same as a share of `lr`, in place of `warmup_lr`.
+        cooldown_epochs: Last epochs of cosine and poly, spent at `min_lr`.
+        weight_decay: Of a classifier's parameters with more than one dimension; of all of a dense
+            model's but norms (`optim.dense_parameter_groups`).
         betas: Of AdamW.
         layer_decay: Factor on the learning rate per layer below the head; none by default.
         compile: Compile the backbone's blocks in place.
@@ -65,6 +81,10 @@ class BaseTask(LightningModule):
     model: Any
     monitor: str
     monitor_mode: Literal["min", "max"] = "max"
+    # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
+    free_options: frozenset[str] = frozenset({"compile", "channels_last", "grad_checkpointing"})
+    # An object detector of one class tells it from the background.
+    fewest_classes = 2
 
     def __init__(
         self,
@@ -75,9 +95,15 @@ class BaseTask(LightningModule):
         init_from: str | None = None,
         lr: float = 1e-3,
         scale_lr_with_batch: bool = False,
+        schedule: Literal["cosine", "multistep", "poly"] = "cosine",
         min_lr: float = 1e-5,
+        milestones: list[float] | None = None,
+        gamma: float = 0.1,
+        power: float = 1.0,
         warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
         warmup_lr: float = 1e-6,
+        warmup_factor: float | None = None,
         cooldown_epochs: float = 0.0,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -89,8 +115,16 @@ class BaseTask(LightningModule):
         super().__init__()
         # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
         self.save_hyperparameters(logger=False)
-        if len(class_names) < 2:
-            raise InputError(f"class_names is {class_names}, expected at least two classes")
+        if len(class_names) < self.fewest_classes:
+            fewest = "two classes" if self.fewest_classes == 2 else "one class"
+            raise InputError(f"class_names is {class_names}, expected at least {fewest}")
+        if (schedule == "multistep") != bool(milestones):
+            raise InputError(
+                f"schedule is {schedule} and milestones is {milestones}\n"
+                "expected milestones with schedule multistep, and only there"
+            )
+        if warmup_steps is not None and warmup_epochs:
+            raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
         if pretrained and init_from is not None:
             raise InputError("pretrained and init_from are both given, expected one of them")
         # What the configure_* hooks and the schedule need is read from self.hparams.
@@ -103,33 +137,32 @@ class BaseTask(LightningModule):
 
         self.model = self.build_model(len(class_names))
         if grad_checkpointing:
-            if not hasattr(self.model, "set_grad_checkpointing"):
+            if not hasattr(self.timm_model, "set_grad_checkpointing"):
                 raise InputError(f"{backbone} has no gradient checkpointing")
-            self.model.set_grad_checkpointing(True)
+            self.timm_model.set_grad_checkpointing(True)
         if channels_last:
             # Convolutions hand the layout of their weights on to their output.
             self.model.to(memory_format=torch.channels_last)
         if compile:
-            compile_blocks(self.model)
+            compile_blocks(self.timm_model)
         self.configure_losses()
         self.configure_metrics()
 
     # What a task fills in
 
-    def build_model(self, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        """Return the network for so many classes.
+    def build_model(self, num_classes: int) -> nn.Module:
+        """Return the network for so many classes: a classifier, unless a task has another."""
+        return self.build_classifier(num_classes)
+
+    def build_classifier(self, num_classes: int, **kwargs: Any) -> nn.Module:
+        """Return the classifier for so many classes.
 
         Args:
             num_classes: Number of classes.
-            pretrained: Load timm's weights, or those of `pretrained_cfg_overlay`.
             kwargs: Further arguments for `create_backbone`.
         """
         return create_backbone(
-            self.backbone,
-            self.hparams["backbone_args"] or {},
-            num_classes=num_classes,
-            pretrained=pretrained,
-            **kwargs,
+            self.backbone, self.hparams["backbone_args"] or {}, num_classes=num_classes, **kwargs
         )
 
     def configure_losses(self) -> None:
@@ -140,21 +173,50 @@ class BaseTask(LightningModule):
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of an optimiser step; a group's is `lr_scale` times it."""
-        return warmup_cosine(
+        hparams, peak = self.hparams, self._peak_lr
+        factor = hparams["warmup_factor"]
+        start = hparams["warmup_lr"] if factor is None else factor * peak
+        if hparams["schedule"] == "cosine":
+            return warmup_cosine(
+                step,
+                lr=peak,
+                total_steps=self._decay_steps,
+                warmup_steps=self._warmup_steps,
+                warmup_lr=start,
+                min_lr=hparams["min_lr"],
+            )
+        # A learning rate of 0 has no share to start from.
+        warmup = {"warmup_steps": self._warmup_steps, "warmup_factor": start / peak if peak else 0}
+        if hparams["schedule"] == "multistep":
+            return warmup_multistep(
+                step, lr=peak, milestones=self._milestones, gamma=hparams["gamma"], **warmup
+            )
+        return warmup_poly(
             step,
-            lr=self._peak_lr,
-            total_steps=self._cosine_steps,
-            warmup_steps=self._warmup_steps,
-            warmup_lr=self.hparams["warmup_lr"],
-            min_lr=self.hparams["min_lr"],
+            lr=peak,
+            total_steps=self._decay_steps,
+            power=hparams["power"],
+            min_lr=hparams["min_lr"],
+            **warmup,
         )
 
     # The recipe
 
     @property
+    def features(self) -> DenseFeatures | None:
+        """The dense features that the network is built on; None of a classifier."""
+        parts = [part for part in self.model.modules() if isinstance(part, DenseFeatures)]
+        return parts[0] if parts else None
+
+    @property
+    def timm_model(self) -> Any:
+        """The backbone: the network itself of a classifier."""
+        return self.features.backbone if self.features else self.model
+
+    @property
     def data_config(self) -> dict[str, Any]:
         """How the model wants its images: input_size, mean, std, interpolation, crop_pct."""
-        return resolve_model_data_config(self.model)
+        return resolve_model_data_config(self.timm_model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW and settle the lengths of the schedule.
@@ -170,19 +232,26 @@ class BaseTask(LightningModule):
             )
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         hparams = self.hparams
-        self._warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
-        cosine_steps = total_steps - round(hparams["cooldown_epochs"] * steps_per_epoch)
-        if cosine_steps < 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        self._warmup_steps = hparams["warmup_steps"]
+        if self._warmup_steps is None:
+            self._warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
+        milestones = hparams["milestones"] or []
+        self._milestones = [round(epoch * steps_per_epoch) for epoch in milestones]
+        decay_steps = total_steps - round(hparams["cooldown_epochs"] * steps_per_epoch)
+        if decay_steps < 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise InputError(
                 f"cooldown_epochs {hparams['cooldown_epochs']:g} leaves no epoch to train in\n"
                 f"expected less than the length of the run, {total_steps / steps_per_epoch:g}"
             )
-        self._cosine_steps = max(int(cosine_steps), 1)
+        self._decay_steps = max(int(decay_steps), 1)
         self._peak_lr = hparams["lr"]
         if hparams["scale_lr_with_batch"]:
             self._peak_lr *= self._images_per_step() / REFERENCE_BATCH
-        groups = parameter_groups(
-            self.model, weight_decay=hparams["weight_decay"], layer_decay=hparams["layer_decay"]
+        decay = {name: hparams[name] for name in ("weight_decay", "layer_decay")}
+        groups = (
+            dense_parameter_groups(self.model, self.features, **decay)
+            if self.features
+            else parameter_groups(self.model, **decay)
         )
         # Not fused: with gradient clipping under mixed precision some Lightning releases
         # refuse it and some clip nothing.
@@ -211,38 +280,78 @@ class BaseTask(LightningModule):
         if not self._weights_pending:
             return
         self._weights_pending = False
-        source, donor = self._donor()
-        own, given = self.model.state_dict(), donor.state_dict()
-        # Both are built alike: only what depends on the number of classes can differ.
-        replaced = [name for name in own if own[name].shape != given[name].shape]
-        kept = {name: value for name, value in given.items() if name not in replaced}
-        self.model.load_state_dict(kept, strict=False)
-        rank_zero_info(f"Initial weights: {source}")
-        if replaced:
-            rank_zero_info(f"New, for {len(self.class_names)} classes: {', '.join(replaced)}")
-
-    def _donor(self) -> tuple[str, nn.Module]:
-        """Return where the initial weights come from and the network that has them."""
-        config = self.model.pretrained_cfg
-        overlay = dict((self.hparams["backbone_args"] or {}).get("pretrained_cfg_overlay") or {})
-        num_classes = config["num_classes"]
-        source = str(overlay.get("file", f"timm's weights for {self.backbone}"))
-        if self.hparams["init_from"] is not None:
-            source = str(self.hparams["init_from"])
-            weights = read_state_dict(Path(source))
-            num_classes = _rows(weights, config["classifier"]) or num_classes
-            overlay = {"state_dict": weights, "num_classes": num_classes}
-        elif "file" in overlay and not Path(source).is_file():
-            raise InputError(f"no checkpoint file {source} (pretrained_cfg_overlay)")
+        source, weights = self._given_weights()
         try:
-            return source, self.build_model(
-                num_classes, pretrained=True, pretrained_cfg_overlay=overlay
+            log = (
+                self._load_classifier(weights)
+                if self.features is None
+                else self._load_dense(weights)
             )
         except Exception as error:  # of many libraries: file, network, hub, state dict
             raise InputError(
                 f"{source} does not give the weights of {self.backbone}\n"
                 f"{load_error_summary(error)}"
             ) from error
+        rank_zero_info(f"Initial weights: {source}")
+        for line in log:
+            rank_zero_info(line)
+
+    def _given_weights(self) -> tuple[str, dict[str, Tensor] | None]:
+        """Return where the initial weights come from and, of `init_from`, what they are."""
+        if self.hparams["init_from"] is not None:
+            source = str(self.hparams["init_from"])
+            return source, read_state_dict(Path(source))
+        overlay = (self.hparams["backbone_args"] or {}).get("pretrained_cfg_overlay") or {}
+        if "file" not in overlay:
+            return f"timm's weights for {self.backbone}", None
+        source = str(overlay["file"])
+        if not Path(source).is_file():
+            raise InputError(f"no checkpoint file {source} (pretrained_cfg_overlay)")
+        return source, None
+
+    def _load_classifier(self, weights: dict[str, Tensor] | None) -> list[str]:
+        """Start a classifier; return what to say about it."""
+        config = self.model.pretrained_cfg
+        arguments: dict[str, Any] = {}
+        num_classes = config["num_classes"]
+        if weights is not None:
+            num_classes = class_count(weights, config["classifier"]) or num_classes
+            overlay = {"state_dict": weights, "num_classes": num_classes}
+            arguments = {"pretrained_cfg_overlay": overlay}
+        given = self.build_classifier(num_classes, pretrained=True, **arguments).state_dict()
+        own = self.model.state_dict()
+        # Both are built alike: only what depends on the number of classes can differ.
+        replaced = [name for name in own if own[name].shape != given[name].shape]
+        kept = {name: value for name, value in given.items() if name not in replaced}
+        self.model.load_state_dict(kept, strict=False)
+        return (
+            [f"New, for {len(self.class_names)} classes: {', '.join(replaced)}"] if replaced else []
+        )
+
+    def _load_dense(self, weights: dict[str, Tensor] | None) -> list[str]:
+        """Start a dense model; return what to say about it."""
+        assert self.features is not None
+        unused, new = self.features.load_weights(weights)
+        own = self.model.state_dict()
+        (prefix,) = [name for name, part in self.model.named_modules() if part is self.features]
+        # Heads of the same kind and number of classes, from a checkpoint of this package.
+        heads = {
+            name: (weights or {}).get(name) for name in own if not name.startswith(f"{prefix}.")
+        }
+        fitting = {
+            name: value
+            for name, value in heads.items()
+            if value is not None and value.shape == own[name].shape
+        }
+        self.model.load_state_dict(fitting, strict=False)
+        unused = [name for name in unused if name not in fitting]
+        new = [f"{prefix}.{name}" for name in new]
+        new += [name for name in heads if name not in fitting]
+        return [
+            f"{what}: {counted(names)}"
+            for what, names in (("Not used", unused), ("New", new))
+            if names
+        ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network."""
@@ -335,67 +444,6 @@ class BaseTask(LightningModule):
         """Log the throughput over all processes."""
         rate = self._images * self.trainer.world_size / self._seconds
         self.log("train/images_per_second", rate)
-
-    @contextmanager
-    def explained(self, images: Tensor) -> Iterator[None]:
-        """Turn a network's complaint about an unusual image size into an input error."""
-        try:
-            yield
-        except (ValueError, AssertionError, RuntimeError) as error:
-            usual = tuple(self.data_config["input_size"])
-            about_size = not isinstance(error, RuntimeError) or "ernel size" in str(error)
-            if tuple(images.shape[1:]) == usual or not about_size:
-                raise
-            raise InputError(
-                f"{self.backbone} takes no images of {tuple(images.shape[1:])} (channels, height, "
-                f"width); it was made for {usual}\n{str(error).splitlines()[0]}"
-            ) from error
-
-
-def _rows(weights: Mapping[str, Tensor], classifier: str | tuple[str, ...]) -> int | None:
-    """Return how many classes the classifier in `weights` has, None if it is not found there."""
-    name = classifier if isinstance(classifier, str) else classifier[0]
-    weight = weights.get(f"{name}.weight")
-    return None if weight is None else len(weight)
-
-
-def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.Module:
-    """Create a timm model; mistakes in its name or arguments are input errors.
-
-    Args:
-        name: Of a timm model, with or without the tag of its weights.
-        arguments: As typed by the user.
-        kwargs: Arguments of `timm.create_model` that the user cannot set.
-
-    Raises:
-        InputError: timm has no such model, or the model refuses the arguments.
-    """
-    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
-        near = did_you_mean(name.partition(".")[0], timm.list_models())
-        raise InputError(f"timm has no model '{name}', expected one of timm.list_models().{near}")
-    for key in ("num_classes", "features_only", "pretrained", "overview_head"):
-        if key in arguments:
-            raise InputError(f"backbone_args has '{key}', which the task sets itself")
-    try:
-        return timm.create_model(name, **(arguments | kwargs))
-    except (TypeError, ValueError, AssertionError) as error:
-        if not arguments or kwargs.get("pretrained"):
-            raise
-        raise InputError(
-            f"{name} refuses backbone_args {arguments}\n{error}{_nearest_argument(name, error)}"
-        ) from error
-
-
-def _nearest_argument(name: str, error: Exception) -> str:
-    """Return " Did you mean …?" where a constructor complains of an unknown argument."""
-    complaint = re.match(
-        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
-    )
-    if complaint is None:
-        return ""
-    module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
-    owner = getattr(module, complaint[1], None)
-    return did_you_mean(complaint[2], inspect.signature(owner).parameters) if owner else ""
 
 
 def compile_blocks(model: Any) -> None:

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_overlock.errors import InputError
+from lightning_overlock.heads.backbone import size_explained
 from lightning_overlock.tasks.base import BaseTask
 
 Prediction = tuple[str, list[str], list[float]]
@@ -57,13 +58,13 @@ class ClassificationTask(BaseTask):
     ) -> None:
         super().__init__(class_names, **kwargs)
 
-    def build_model(self, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def build_classifier(self, num_classes: int, **kwargs: Any) -> nn.Module:
         """Return the classifier, with an overview head if there can be one and its loss counts."""
-        model: Any = super().build_model(num_classes, pretrained, **kwargs)
+        model: Any = super().build_classifier(num_classes, **kwargs)
         # OverLoCK without its decomposition (dds=False) has no Overview-Net.
         has_overview = hasattr(model, "forward_overview") and model.overview is not None
         if self.hparams["overview_weight"] > 0 and has_overview:
-            model = super().build_model(num_classes, pretrained, overview_head=True, **kwargs)
+            model = super().build_classifier(num_classes, overview_head=True, **kwargs)
         return model
 
     def configure_losses(self) -> None:
@@ -96,7 +97,7 @@ class ClassificationTask(BaseTask):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, classes)."""
-        with self.explained(images):
+        with size_explained(self.backbone, self.model, images):
             return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -105,7 +106,7 @@ class ClassificationTask(BaseTask):
         # Mixup's targets are smoothed already.
         smoothing = self.hparams["label_smoothing"] if self.mixup is None else 0.0
         if getattr(self.model, "overview_head", None) is not None:
-            with self.explained(images):
+            with size_explained(self.backbone, self.model, images):
                 logits, overview_logits = self.model.forward_overview(images)
             overview_loss = F.cross_entropy(overview_logits, targets, label_smoothing=smoothing)
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)

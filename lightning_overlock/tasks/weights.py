@@ -2,7 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         if name in found and found[name].shape != expected[name].shape
     ]
     return _summary(missing, unexpected, shapes)
+
+
+def counted(names: Iterable[str]) -> str:
+    """Shorten a list of entries: "head.conv (5), head.fc (2)"."""
+    parts = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())
 
 
 def load_error_summary(error: Exception) -> str:
