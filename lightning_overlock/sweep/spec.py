@@ -1,8 +1,9 @@
 """Sweep files: rows of options, or a search space, and how to train them."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,7 @@ class Sweep:
         columns: Of the table, among `COLUMNS`.
         search: The search space instead of rows.
         path: The file.
+        overrides: What was typed after --set.
     """
 
     name: str
@@ -116,6 +118,14 @@ class Sweep:
     columns: list[str]
     search: Search | None
     path: Path
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """What a person types to run it."""
+        name = self.name if self.path in shipped().values() else str(self.path)
+        words = ["lightning", "sweep", "run", name, "--profile", self.profile]
+        return shlex.join([*words, *(w for change in self.overrides for w in ("--set", change))])
 
     def arguments(self, options: dict[str, Any], seed: int, name: str) -> list[str]:
         """Return what a person would type after `lightning` to train once.
@@ -230,7 +240,8 @@ def read(
             f"{path}: no profile is named '{profile}'.{did_you_mean(profile, profiles)}\n"
             f"Expected one of {', '.join(profiles) or 'those under the key profiles'}."
         )
-    return reader.sweep(content, profile, _read_overrides(overrides))
+    found = reader.sweep(content, profile, _read_overrides(overrides))
+    return replace(found, overrides=list(overrides))
 
 
 def _load(path: Path) -> dict[str, Any]:

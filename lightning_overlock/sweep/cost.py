@@ -1,0 +1,72 @@
+"""What each row of a sweep costs: parameters, multiply-adds and throughput, by `bench`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from timm.utils import reparameterize_model
+
+from lightning_overlock.bench import inference_step, multiply_adds, parameter_count, time_in_turn
+from lightning_overlock.data.loading import Key
+from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.tasks import ClassificationTask
+
+BATCH_SIZE = 16
+
+
+def measure(
+    sweep: Sweep,
+    build: Callable[..., tuple[LightningModule, LightningDataModule]],
+    device: str | None = None,
+    seconds: float = 2.0,
+) -> dict[str, dict[str, Any]]:
+    """Measure the networks of all rows, in turn, at the size of the sweep's validation images.
+
+    In inference form: branches and norms merged, without the auxiliary head. Nothing else should
+    run beside it.
+
+    Args:
+        sweep: The sweep.
+        build: Makes task and data of a `fit` command line on a device: `cli.build`.
+        device: Where to run; a GPU if there is one.
+        seconds: How long each row is timed.
+
+    Returns:
+        For each row that can be run `params` in millions, `gmacs`, multiply-adds of one image in
+        billions, `images_per_second`, and in words how it was `measured`. Nothing for tasks other
+        than classification, whose cost depends on what is in the images.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, dict[str, Any]] = {}
+    steps = {}
+    for row in sweep.rows.values():
+        if row.missing:
+            continue
+        arguments = sweep.arguments(row.options, sweep.seeds[0], row.name)
+        task, data = build(arguments, device)
+        if not isinstance(task, ClassificationTask):
+            return {}
+        image, _ = data.source("val")[Key(0, 0)]  # type: ignore[attr-defined]
+        network: Any = reparameterize_model(task.model.eval(), inplace=True)
+        if getattr(network, "overview_head", None) is not None:
+            network.overview_head = None
+        images = image.expand(BATCH_SIZE, *image.shape).to(device)
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+        steps[row.name] = inference_step(network, images)
+        size = "x".join(map(str, image.shape[1:]))
+        where = torch.cuda.get_device_name() if device == "cuda" else _threads()
+        found[row.name] = {
+            "params": parameter_count(network) / 1e6,
+            "gmacs": multiply_adds(network, tuple(image.shape)) / 1e9,
+            "measured": f"inference form, {size} px, batches of {BATCH_SIZE}, float32, {where}",
+        }
+    for name, time in time_in_turn(steps, seconds, device).items():
+        found[name]["images_per_second"] = BATCH_SIZE / time
+    return found
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} CPU thread{'s' if count > 1 else ''}"

@@ -1,0 +1,152 @@
+"""Figures of a sweep: rows with error bars, learning curves, and Optuna's own of a search."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import optuna
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as optuna_plots
+
+from lightning_overlock.sweep.results import Results
+from lightning_overlock.sweep.trial import read_curve
+
+DPI = 150
+# Told apart without colour: by line, marker and, in grey, by lightness.
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.8}
+
+
+def row_figure(results: Results, path: Path) -> None:
+    """Draw every row's mean with its 95 % interval, the seeds as dots, and the baseline's mean.
+
+    Args:
+        results: Of a sweep with rows.
+        path: The PNG.
+    """
+    scale = 100 if results.percent else 1
+    lines = list(results.lines.values())
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(lines)), layout="constrained")
+    axes = figure.add_subplot()
+    baseline = results.lines[results.sweep.baseline].mean
+    if baseline is not None:
+        axes.axvline(baseline * scale, color="0.5", linestyle="--", linewidth=1, zorder=1)
+    for place, line in enumerate(lines):
+        seeds = [value * scale for value in line.values.values()]
+        axes.plot(seeds, [place] * len(seeds), "o", color="0.6", markersize=4, zorder=2)
+        if line.mean is None:
+            continue
+        half = (line.spread[2][1] - line.mean) * scale if line.spread else None
+        axes.errorbar(
+            line.mean * scale, place, xerr=half, fmt="D", color="black", markersize=5, capsize=4
+        )
+    axes.set_yticks(range(len(lines)), [_label(line.row.label, line.mean) for line in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    spread = ", mean and 95 % interval" if any(line.spread for line in lines) else ""
+    axes.set_xlabel(f"{results.metric}, best epoch{spread}")
+    axes.set_title(results.sweep.title, loc="left")
+    _finish(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def _label(label: str, mean: float | None) -> str:
+    return label if mean is not None else f"{label} (no result)"
+
+
+def curve_figure(results: Results, folder: Path, path: Path) -> None:
+    """Draw every row's metric over the epochs: the seeds' mean, and their range as a band.
+
+    Args:
+        results: Of a sweep with rows.
+        folder: Where the trials' run folders are.
+        path: The PNG.
+    """
+    scale = 100 if results.percent else 1
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    shades = colormaps["viridis"]
+    drawn = [line for line in results.lines.values() if line.values]
+    styles = zip(drawn, cycle(LINES), cycle(MARKERS), strict=False)
+    for number, (line, style, marker) in enumerate(styles):
+        by_epoch: dict[int, list[float]] = defaultdict(list)
+        for seed in line.values:
+            run = line.trials[seed].user_attrs.get("folder", f"{line.row.name}-seed{seed}")
+            for row in read_curve(folder / run):
+                if results.sweep.metric in row:
+                    by_epoch[int(row["epoch"]) + 1].append(row[results.sweep.metric] * scale)
+        epochs = sorted(by_epoch)
+        if not epochs:
+            continue
+        color = shades(0.9 * number / max(len(drawn) - 1, 1))
+        axes.plot(
+            epochs,
+            [sum(by_epoch[e]) / len(by_epoch[e]) for e in epochs],
+            linestyle=style,
+            marker=marker,
+            markersize=5,
+            markevery=max(len(epochs) // 10, 1),
+            color=color,
+            label=line.row.label,
+        )
+        low, high = ([find(by_epoch[e]) for e in epochs] for find in (min, max))
+        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    many = any(len(line.values) > 1 for line in drawn)
+    axes.set_ylabel(f"{results.metric}{', mean and range of the seeds' if many else ''}")
+    axes.set_title(results.sweep.title, loc="left")
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="small")
+    _finish(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def _finish(axes: Any) -> None:
+    axes.grid(**GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def search_figures(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draw a search's history, parameter importance and parallel coordinates by Optuna.
+
+    Args:
+        study: The study.
+        folder: Where `history.png`, `importance.png` and `parallel.png` go.
+
+    Returns:
+        The files written; none before there is a complete trial, and no importance before there
+        are trials enough to tell.
+    """
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    if not done:
+        return []
+    kinds: dict[str, Any] = {
+        "history": optuna_plots.plot_optimization_history,
+        "parallel": optuna_plots.plot_parallel_coordinate,
+    }
+    if len(done) > 1 and _differ([trial.value for trial in done]):
+        kinds["importance"] = optuna_plots.plot_param_importances
+    written = []
+    for name, plot in kinds.items():
+        with warnings.catch_warnings():
+            # Optuna calls its matplotlib plots experimental, and matplotlib is told to lay out axes
+            # that it cannot.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            figure = plot(study).figure
+            figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return len(set(values)) > 1
