@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from lightning_overlock.data.base import Split
+from lightning_overlock.data.coco import CocoDataModule, CocoImages, FolderImages
 from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
 from lightning_overlock.errors import InputError
 
@@ -25,6 +27,9 @@ from lightning_overlock.errors import InputError
 LEAST_VISIBLE = 0.5
 
 SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
+
+# Digit d is 1 + d in the files.
+CATEGORIES = list(enumerate(CLASS_NAMES, 1))
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,18 @@ class SceneOptions:
             ("seed", self.seed, 0),
         ):
             if number < least:
-                raise InputError(f"data.{name} is {number}; expected at least {least}")
+                raise InputError(f"data.scenes.{name} is {number}; expected at least {least}")
         for name, (low, high), least, most in (
             ("digits", self.digits, 1, 100),
             ("digit_sizes", self.digit_sizes, 8, self.canvas),
         ):
             if not least <= low <= high <= most:
                 raise InputError(
-                    f"data.{name} is {low}, {high}; "
+                    f"data.scenes.{name} is {low}, {high}; "
                     f"expected {least} <= smallest <= largest <= {most}"
                 )
         if not 0 <= self.texture <= 1:
-            raise InputError(f"data.texture is {self.texture}; expected 0 to 1")
+            raise InputError(f"data.scenes.texture is {self.texture}; expected 0 to 1")
 
     @property
     def name(self) -> str:
@@ -80,6 +85,9 @@ class SceneOptions:
             f"{self.digits[0]}to{self.digits[1]}-{self.digit_sizes[0]}to{self.digit_sizes[1]}px-"
             f"texture{self.texture:g}-seed{self.seed}"
         )
+
+
+DEFAULT = SceneOptions()
 
 
 class Scene(NamedTuple):
@@ -207,13 +215,79 @@ def _write_split(folder: Path, split: DigitSplit, options: SceneOptions) -> None
                     "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
                 }
             )
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in CATEGORIES],
+    }
     path = folder / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(content, separators=(",", ":")))
 
 
-def default_folder(options: SceneOptions) -> Path:
-    """Return where scenes are kept: below the environment's OVERLOCK_CACHE, or the user's cache."""
-    cache = os.environ.get("OVERLOCK_CACHE") or Path.home() / ".cache" / "lightning_overlock"
-    return Path(cache) / options.name
+def scenes_folder(options: SceneOptions, folder: str | None) -> Path:
+    """Return where scenes are kept, checking their options.
+
+    Args:
+        options: What the scenes are made of.
+        folder: None is the environment's OVERLOCK_CACHE, or ~/.cache/lightning_overlock.
+    """
+    options.check()
+    cache = folder or os.environ.get("OVERLOCK_CACHE") or "~/.cache/lightning_overlock"
+    return Path(cache).expanduser() / options.name
+
+
+class DigitScenesDetectionDataModule(CocoDataModule):
+    """One to a few real digits in each scene, with boxes and masks, as a COCO data set.
+
+    The scenes are written once, see `write_scenes`.
+
+    Args:
+        scenes: what they are made of.
+        folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
+            ~/.cache/lightning_overlock.
+        predict_dir: any folder of images to predict for; else the test scenes.
+        batch_size: images per process and step.
+        num_workers: processes that read images.
+        hflip: training: probability of a horizontal flip, which makes other signs of digits.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        scenes: SceneOptions = DEFAULT,
+        folder: str | None = None,
+        predict_dir: str | None = None,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        hflip: float = 0.0,
+    ) -> None:
+        self.scenes = scenes
+        self.folder = scenes_folder(scenes, folder)
+        jsons, images = self.folder / "annotations", self.folder / "images"
+        super().__init__(
+            train_json=str(jsons / "instances_train.json"),
+            train_images=str(images / "train"),
+            val_json=str(jsons / "instances_val.json"),
+            val_images=str(images / "val"),
+            test_json=str(jsons / "instances_test.json"),
+            test_images=str(images / "test"),
+            predict_dir=predict_dir,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            hflip=hflip,
+        )
+
+    def categories(self) -> list[tuple[int, str]]:
+        """Return the categories' (id in the file, name); the scenes need not be there."""
+        return CATEGORIES
+
+    def prepare_data(self) -> None:
+        """Write the scenes if they are not there."""
+        write_scenes(self.folder, self.scenes)
+
+    def source(self, split: Split) -> CocoImages | FolderImages:
+        """Return the scenes of a split; without a trainer nobody has prepared them."""
+        self.prepare_data()
+        return super().source(split)

@@ -43,7 +43,8 @@ def read_image(path: str | Path) -> Image.Image:
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImage(
             f"{path}: no intact image ({reason})\n"
-            "expected the file to be repaired or removed, or data.skip_corrupt to be true"
+            "expected the file to be repaired or removed, or data.skip_corrupt (boxes and label "
+            "maps: data.skip_invalid) to be true"
         ) from error
 
 
@@ -95,6 +96,25 @@ def image_files(folder: str | Path) -> list[str]:
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
         ]
     return sorted(found)
+
+
+def predict_files(folder: str | Path) -> list[str]:
+    """Return the images in `data.predict_dir`, as `image_files` does.
+
+    Raises:
+        InputError: it is no folder, or has no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "not there"
+        raise InputError(f"data.predict_dir: {folder} is {what}\nexpected a folder of images")
+    files = image_files(folder)
+    if not files:
+        raise InputError(
+            f"data.predict_dir: no images in {folder}\nfound {_listing(folder)}\n"
+            f"expected files that end in {' '.join(IMG_EXTENSIONS)}, in subfolders too"
+        )
+    return files
 
 
 class ImageFiles:
@@ -217,7 +237,7 @@ class ImageFolderDataModule(BaseDataModule):
         self._check_options()
         self._files: dict[str, tuple[list[str], list[int]]] = {}
         if self.predict_dir is not None:
-            self._predict_files = self._scan_predict_dir(self.predict_dir)
+            self._predict_files = predict_files(self.predict_dir)
         if self.predict_dir is not None and not self.root.joinpath("train").is_dir():
             self.class_names = []  # a checkpoint knows its own
         else:
@@ -332,19 +352,6 @@ class ImageFolderDataModule(BaseDataModule):
             files += [os.path.join(name, file) for file in inside]  # noqa: PTH118
             labels += [label] * len(inside)
         return files, labels
-
-    @staticmethod
-    def _scan_predict_dir(folder: Path) -> list[str]:
-        if not folder.is_dir():
-            what = "a file" if folder.exists() else "not there"
-            raise InputError(f"data.predict_dir: {folder} is {what}\nexpected a folder of images")
-        files = image_files(folder)
-        if not files:
-            raise InputError(
-                f"data.predict_dir: no images in {folder}\nfound {_listing(folder)}\n"
-                f"expected files that end in {' '.join(IMG_EXTENSIONS)}, in subfolders too"
-            )
-        return files
 
 
 def _class_folders(folder: Path) -> list[str]:
