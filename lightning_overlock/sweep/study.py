@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ class Study:
             self._compare(stored, content)
             content["rows"] = stored["rows"] | content["rows"]
         if self.sweep.search is None:
-            choices = self.optuna.user_attrs.get("choices", {})
-            wanted = {"row": self.rows(), "seed": list(self.sweep.seeds)}
+            choices: dict[str, list[Any]] = self.optuna.user_attrs.get("choices", {})
+            wanted: dict[str, list[Any]] = {"row": self.rows(), "seed": self.sweep.seeds}
             for name, values in wanted.items():
                 old = choices.get(name, [])
                 choices[name] = old + [value for value in values if value not in old]
@@ -434,8 +435,8 @@ def identity() -> str:
 def _place() -> str:
     """Return a mark of this boot of this machine, and of its container."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return sha256(f"{boot} {Path('/proc/self/ns/pid').readlink()}".encode()).hexdigest()[:16]
     except OSError:
         return "elsewhere"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import math
 import os
 import shutil
@@ -114,13 +115,17 @@ class Process:
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Return the trained epochs' rows of metrics.csv; what is being written is passed over."""
+    """Return the trained epochs' rows of metrics.csv, as far as they are written."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.pop("stage") == "fit"]
-        return [{name: float(value) for name, value in row.items() if value} for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+            fcntl.flock(file, fcntl.LOCK_SH)  # the writer holds it exclusively
+            text = file.read()
+    except OSError:
         return []
+    # A run that was killed amid a line has half a number at its end.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [row for row in csv.DictReader(lines) if row.pop("stage") == "fit"]
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def total_epochs(folder: Path) -> int | None:

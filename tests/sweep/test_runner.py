@@ -1,0 +1,300 @@
+"""The runner, with trials that train nothing: tests/sweep/fake_fit.py."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+from sweep.fake_fit import value
+
+from lightning_overlock.callbacks.checkpoint import Interrupted
+from lightning_overlock.sweep import runner as runner_module
+from lightning_overlock.sweep import trial as trial_module
+from lightning_overlock.sweep.runner import Runner
+from lightning_overlock.sweep.spec import Row, Search, Sweep
+from lightning_overlock.sweep.study import Study, open_storage
+
+FAKE = Path(__file__).with_name("fake_fit.py")
+EPOCHS = 3
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for epoch in range(10):
+        torch.save({"epoch": epoch}, folder / f"{epoch}.ckpt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch, tmp_path, checkpoints):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial_module, "COMMAND", [sys.executable, "-S", str(FAKE)])
+    monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(runner_module, "QUEUE_SECONDS", 0.05)
+    monkeypatch.setenv("FAKE_CHECKPOINTS", str(checkpoints))
+
+
+def sweep_of(rows=None, seeds=(1, 2), options=None, search=None):
+    rows = {"a": {}, "b": {"model.x": 1}} if rows is None else rows
+    return Sweep(
+        name="s",
+        title="s",
+        profile="p",
+        data="",
+        configs=["quickstart"],
+        options={"trainer.max_epochs": EPOCHS} | (options or {}),
+        metric="val/top1",
+        direction="maximize",
+        seeds=list(seeds),
+        rows={} if search else {name: Row(name, name, found) for name, found in rows.items()},
+        baseline="" if search else next(iter(rows)),
+        columns=[],
+        search=search,
+        path=Path("s.yaml"),
+    )
+
+
+def study_of(sweep, folder=Path("runs/s-p"), create=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    study = Study(sweep, open_storage(f"sqlite:///{folder}/study.db"), "s-p", create=create)
+    with study.alone():
+        study.settle()
+    return study
+
+
+def runner_of(sweep, **settings):
+    study = study_of(sweep)
+    return Runner(sweep, study.storage, "s-p", Path("runs/s-p"), **settings)
+
+
+def run(sweep, **settings):
+    runner_of(sweep, **settings).run()
+    return study_of(sweep).trials()
+
+
+def starts():
+    return sorted(Path("runs/s-p/starts.txt").read_text().splitlines())
+
+
+def best(x, seed, epochs=EPOCHS):
+    values = [value(float(x), seed, epoch) for epoch in range(epochs)]
+    return max(values), values.index(max(values))
+
+
+def assert_table(trials, xs=((("a"), 0), (("b"), 1)), seeds=(1, 2)):
+    """Hold the study against what the fake is known to yield: each row and seed once."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    found = {(t.params["row"], t.params["seed"]): t for t in complete}
+    assert len(found) == len(complete)
+    assert found.keys() == {(row, seed) for row, _ in xs for seed in seeds}
+    for row, x in xs:
+        for seed in seeds:
+            trial = found[row, seed]
+            expected, epoch = best(x, seed)
+            assert trial.value == trial.user_attrs["best"] == expected
+            assert trial.user_attrs["best_epoch"] == epoch
+            assert trial.user_attrs["checkpoint"] == f"{row}-seed{seed}/checkpoints/best.ckpt"
+            assert trial.user_attrs["epochs"] == EPOCHS
+            assert trial.intermediate_values == {e: value(float(x), seed, e) for e in range(EPOCHS)}
+
+
+def test_every_row_is_trained_once_with_each_seed():
+    trials = run(sweep_of())
+    assert_table(trials)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    assert starts() == ["a-seed1 new", "a-seed2 new", "b-seed1 new", "b-seed2 new"]
+    for trial in trials:
+        assert trial.params.keys() == {"row", "seed"}
+        assert trial.user_attrs["folder"] == "{row}-seed{seed}".format(**trial.params)
+        assert trial.user_attrs["metrics"]["epoch"] == EPOCHS - 1
+        assert trial.user_attrs["attempts"] == 1
+        assert trial.user_attrs["machine"]["torch"] == torch.__version__
+        assert {"seconds", "date"} <= trial.user_attrs.keys()
+    assert trials[0].user_attrs["command"] == (
+        "lightning fit --config quickstart --name a-seed1 --seed_everything 1 "
+        f"--trainer.max_epochs={EPOCHS}"
+    )
+
+
+def test_a_second_run_starts_nothing():
+    run(sweep_of())
+    assert len(run(sweep_of())) == 4
+    assert len(starts()) == 4
+
+
+def test_two_workers_share_the_queue():
+    trials = run(sweep_of(seeds=(1, 2, 3)), workers=2)
+    assert_table(trials, seeds=(1, 2, 3))
+    assert len(trials) == 6
+
+
+def test_rows_and_seeds_can_be_added():
+    run(sweep_of(rows={"a": {}}, seeds=(1,)))
+    trials = run(sweep_of())
+    assert_table(trials)
+    assert len(starts()) == 4
+    # Optuna reads the whole study as one space.
+    space = optuna.search_space.intersection_search_space(trials)
+    assert space["row"].choices == ("a", "b")
+    assert space["seed"].choices == (1, 2)
+
+
+def test_rows_that_cannot_be_run_are_left_out():
+    sweep = sweep_of()
+    sweep.rows["c"] = Row("c", "c", missing="no data")
+    assert_table(run(sweep))
+
+
+@pytest.mark.parametrize(("how", "first"), [("crash", "exit code 1"), ("kill", "SIGKILL")])
+def test_a_trial_that_ends_early_is_recorded_and_continued(how, first):
+    trials = run(sweep_of({"a": {}, "b": {"model.x": 1, f"fake.{how}": 2}}))
+    assert_table(trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert {trial.params["row"] for trial in failed} == {"b"}
+    assert len(failed) == 2
+    for trial in failed:
+        lines = trial.user_attrs["error"].splitlines()
+        assert first in lines[0]
+        assert lines[-1] == ("the fake has crashed" if how == "crash" else "fake training")
+    assert [s for s in starts() if s.startswith("b-seed1")] == ["b-seed1 last", "b-seed1 new"]
+    done = [t for t in trials if t.params["row"] == "b" and t.state == TrialState.COMPLETE]
+    assert [trial.user_attrs["attempts"] for trial in done] == [2, 2]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_trial_that_always_fails_is_given_up_and_the_others_go_on(retries):
+    rows = {"a": {}, "b": {"fake.always_crash": 0}}
+    trials = run(sweep_of(rows, seeds=(1,)), retries=retries)
+    assert_table(trials, xs=(("a", 0),), seeds=(1,))
+    assert sum(trial.state == TrialState.FAIL for trial in trials) == 1 + retries
+    assert not study_of(sweep_of(rows, seeds=(1,))).is_complete()
+    # Asked for again it is tried again.
+    again = run(sweep_of(rows, seeds=(1,)), retries=0, since=len(trials))
+    assert len(again) == len(trials) + 1
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_metric_that_is_not_finite_at_the_end_is_a_failure(epoch):
+    rows = {"a": {}, "b": {"fake.nan": epoch, "model.x": 1}}
+    trials = run(sweep_of(rows, seeds=(1,)), retries=0)
+    b = next(trial for trial in trials if trial.params["row"] == "b")
+    if epoch == 2:
+        assert b.state == TrialState.FAIL
+        assert b.user_attrs["error"] == "val/top1 is nan at the end of epoch 3"
+    else:
+        assert b.value == max(value(1.0, 1, 1), value(1.0, 1, 2))
+
+
+def interrupt_when(condition, process=None):
+    def wait():
+        while not condition():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_ctrl_c_lets_trials_save_and_the_same_command_goes_on():
+    slow = {"fake.seconds": 0.3}
+    interrupt_when(lambda: Path("runs/s-p/a-seed1/checkpoints/last.ckpt").exists())
+    with pytest.raises(Interrupted) as interrupt:
+        run(sweep_of(options=slow))
+    assert interrupt.value.signum == signal.SIGINT
+    trials = study_of(sweep_of(options=slow)).trials()
+    assert trials[0].state == TrialState.FAIL
+    assert "error" not in trials[0].user_attrs
+    # It was not the trial's fault, and so takes none of its retries.
+    assert_table(run(sweep_of(options=slow), retries=0))
+    assert [s for s in starts() if s.startswith("a-seed1")] == ["a-seed1 last", "a-seed1 new"]
+
+
+def test_a_trial_that_had_finished_is_not_trained_again():
+    """Its runner died between the end of the process and the word to the study."""
+    sweep = sweep_of(seeds=(1,))
+    run(sweep)
+    study = study_of(sweep)
+    with study.storage.engine.begin() as connection:
+        for table in ("trial_values", "trial_intermediate_values"):
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE trial_id = 1")
+        connection.exec_driver_sql("UPDATE trials SET state = 'RUNNING' WHERE trial_id = 1")
+        connection.exec_driver_sql(
+            "UPDATE trial_user_attributes SET value_json = '\"elsewhere 1 1\"' "
+            "WHERE trial_id = 1 AND key = 'runner'"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (1, '2020-01-01 00:00:00')"
+            " ON CONFLICT (trial_id) DO UPDATE SET heartbeat = '2020-01-01 00:00:00'"
+        )
+    trials = run(sweep)
+    assert_table(trials, seeds=(1,))
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
+    assert starts() == ["a-seed1 new", "b-seed1 new"]
+
+
+def test_folders_of_another_study_are_not_continued():
+    run(sweep_of(seeds=(1,)))
+    Path("runs/s-p/study.db").unlink()
+    assert_table(run(sweep_of(seeds=(1,))), seeds=(1,))
+    assert starts() == ["a-seed1 new", "a-seed1 new", "b-seed1 new", "b-seed1 new"]
+
+
+# Searches
+
+
+def search_of(pruner="none", trials=4, sampler="random"):
+    space = {"model.x": FloatDistribution(0, 1)}
+    return Search(space, sampler, pruner, trials)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_a_search_runs_as_many_trials_as_asked_for(sampler):
+    trials = run(sweep_of(search=search_of(sampler=sampler)), workers=2)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    assert len({trial.params["model.x"] for trial in trials}) == 4
+    for trial in trials:
+        assert trial.params.keys() == {"model.x"}
+        assert trial.value == best(trial.params["model.x"], 1)[0]
+        assert trial.user_attrs["folder"] == f"trial-{trial.number}"
+
+
+def test_a_search_that_goes_on_does_not_draw_the_same_numbers_again():
+    run(sweep_of(search=search_of(trials=2)))
+    trials = run(sweep_of(search=search_of(trials=4)))
+    assert len(trials) == 4
+    assert len({trial.params["model.x"] for trial in trials}) == 4
+
+
+def test_a_failed_trial_of_a_search_keeps_its_parameters_and_folder():
+    trials = run(sweep_of(options={"fake.crash": 1}, search=search_of(trials=2)))
+    assert [trial.state.name for trial in trials].count("COMPLETE") == 2
+    assert [trial.state.name for trial in trials].count("FAIL") == 2
+    folders = [trial.user_attrs["folder"] for trial in trials]
+    for trial in trials:
+        assert folders.count(trial.user_attrs["folder"]) == 2
+    assert len({trial.params["model.x"] for trial in trials}) == 2
+    assert len([s for s in starts() if s.endswith("last")]) == 2
+
+
+def test_the_pruner_stops_bad_trials():
+    sweep = sweep_of(
+        options={"fake.seconds": 0.4, "fake.bad_above": 0.5}, search=search_of("median", 6)
+    )
+    study = study_of(sweep)
+    for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.9):  # the median pruner asks for five to compare with
+        study.optuna.enqueue_trial({"model.x": x})
+    trials = run(sweep)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5 + ["PRUNED"]
+    pruned = trials[-1]
+    assert pruned.params == {"model.x": 0.9}
+    assert len(pruned.intermediate_values) < EPOCHS
+    assert pruned.user_attrs["best"] == 0
+    assert study_of(sweep).is_complete()
+    assert len(run(sweep)) == 6

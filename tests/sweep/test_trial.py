@@ -1,0 +1,237 @@
+"""A trial's process, which must not outlive its runner, and what its run folder tells."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_overlock.sweep import guard, trial
+from lightning_overlock.sweep.trial import (
+    Process,
+    best_of,
+    can_continue,
+    checkpoint_of,
+    environment,
+    is_finished,
+    read_curve,
+    seconds_trained,
+)
+
+# Starts a child of its own, as a multi-GPU training does, tells both pids and waits.
+FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def exists(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Returns a process of some Python code in the place of a trial."""
+    processes = []
+
+    def start(code):
+        monkeypatch.setattr(trial, "COMMAND", [sys.executable, "-c", code])
+        processes.append(Process([], dict(os.environ), tmp_path / "log"))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def pids(log):
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    return [int(word) for word in log.read_text().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_trial_dies_with_its_runner_whatever_kills_it(number, tmp_path):
+    asker = (
+        "import subprocess, sys, time\n"
+        f"command = [sys.executable, '-I', {guard.__file__!r}, sys.executable, '-c', {FAMILY!r}]\n"
+        "subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True,\n"
+        f"                 stdout=open({str(tmp_path / 'log')!r}, 'w'))\n"
+        "time.sleep(600)"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", asker])
+    family = pids(tmp_path / "log")
+    assert all(exists(pid) for pid in family)
+    runner.send_signal(number)
+    runner.wait()
+    wait_until(lambda: not any(exists(pid) for pid in family))
+
+
+def test_killing_a_trial_kills_its_children(command, tmp_path):
+    process = command(FAMILY)
+    family = pids(tmp_path / "log")
+    process.kill()
+    wait_until(lambda: not any(exists(pid) for pid in family))
+
+
+def test_children_that_a_crashed_trial_leaves_are_ended(command, tmp_path):
+    process = command(FAMILY.replace("time.sleep(600)\n", "sys.exit(3)\n"))
+    family = pids(tmp_path / "log")
+    assert process.wait(20) == 3
+    wait_until(lambda: not any(exists(pid) for pid in family))
+
+
+def test_an_interrupt_reaches_the_command_alone(command, tmp_path):
+    """As Ctrl-C it would end data loading workers before the state is saved."""
+    process = command(
+        "import signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2)'])\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('saved', child.wait(), flush=True))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    wait_until(lambda: "ready" in (tmp_path / "log").read_text())
+    process.interrupt()
+    wait_until(lambda: "saved 0" in (tmp_path / "log").read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("", 0), ("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+def test_the_exit_code_is_told(code, expected, command):
+    assert command(code).wait(20) == expected
+
+
+def test_last_lines_are_those_of_this_start(command, tmp_path):
+    (tmp_path / "log").write_text("of an earlier start\n")
+    process = command("for i in range(40): print('line', i); print()")
+    assert process.wait(20) == 0
+    assert process.last_lines().splitlines() == [f"line {i}" for i in range(28, 40)]
+    assert "earlier" in (tmp_path / "log").read_text()
+
+
+def test_a_trial_is_no_task_of_the_runners_own_cluster_job(monkeypatch, tmp_path):
+    for name in ("SLURM_PROCID", "SLURM_RESTART_COUNT", "LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    found = environment(tmp_path, threads=2, devices="1")
+    assert not {"SLURM_PROCID", "SLURM_RESTART_COUNT", "LOCAL_RANK", "RANK"} & found.keys()
+    assert "PL_GLOBAL_SEED" not in found
+    assert found["CUDA_VISIBLE_DEVICES"] == "1"
+    assert found["OVERLOCK_RUNS"] == str(tmp_path)
+    assert found["OMP_NUM_THREADS"] == "2"
+    assert found["PATH"] == os.environ["PATH"]
+    assert environment(tmp_path, 1, None)["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+# The run folder
+
+
+def write_run(folder, epochs, asked, saved):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"trainer:\n  max_epochs: {asked}\n")
+    lines = ["stage,epoch,step,val/top1"] + [f"fit,{e},{e},0.{e}" for e in range(epochs)]
+    (folder / "metrics.csv").write_text("\n".join([*lines, "validate,1,2,0.9"]) + "\n")
+    if saved is not None:
+        torch.save({"epoch": saved, "x": torch.ones(3)}, folder / "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "asked", "saved", "expected"),
+    [
+        (3, 3, 2, True),
+        (2, 3, 1, False),
+        (2, 3, 2, False),  # interrupted amid the last epoch
+        (3, 3, None, False),
+        (3, 5, 2, False),
+        (0, 3, None, False),
+    ],
+)
+def test_a_finished_run_is_recognised(epochs, asked, saved, expected, tmp_path):
+    write_run(tmp_path, epochs, asked, saved)
+    assert is_finished(tmp_path) is expected
+    assert can_continue(tmp_path) is (saved is not None)
+
+
+def test_a_torn_checkpoint_is_not_continued(tmp_path):
+    write_run(tmp_path, 3, 3, 2)
+    path = tmp_path / "checkpoints/last.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not can_continue(tmp_path)
+    assert not is_finished(tmp_path)
+
+
+def test_the_curve_has_the_trained_epochs_only(tmp_path):
+    write_run(tmp_path, 2, 3, 1)
+    assert read_curve(tmp_path) == [
+        {"epoch": 0, "step": 0, "val/top1": 0.0},
+        {"epoch": 1, "step": 1, "val/top1": 0.1},
+    ]
+
+
+@given(cut=st.integers(0, 120))
+def test_of_a_torn_metrics_file_only_whole_rows_count(cut, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, 4, 4, None)
+    path = folder / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:cut])
+    found = read_curve(folder)
+    assert found == [{"epoch": e, "step": e, "val/top1": e / 10} for e in range(len(found))]
+
+
+def test_a_folder_without_files_has_trained_nothing(tmp_path):
+    assert read_curve(tmp_path) == []
+    assert seconds_trained(tmp_path) == 0
+    assert not can_continue(tmp_path)
+    assert checkpoint_of(tmp_path, {0}) is None
+
+
+def test_seconds_are_those_from_the_start_of_training_to_its_last_checkpoint(tmp_path):
+    write_run(tmp_path, 3, 3, 2)
+    os.utime(tmp_path / "config.yaml", (1000, 1000))
+    os.utime(tmp_path / "checkpoints/last.ckpt", (1000, 1042.5))
+    assert seconds_trained(tmp_path) == pytest.approx(42.5)
+
+
+@given(
+    values=st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(float("nan")), st.none()), max_size=8),
+    direction=st.sampled_from(["maximize", "minimize"]),
+)
+def test_the_best_is_the_first_extreme_of_the_finite_values(values, direction):
+    curve = [{"epoch": e} | ({} if v is None else {"m": v}) for e, v in enumerate(values)]
+    found = best_of(curve, "m", direction)
+    array = np.array([np.nan if v is None else v for v in values], float)
+    if np.isnan(array).all():
+        assert found is None
+    else:
+        expected = np.nanargmax(array) if direction == "maximize" else np.nanargmin(array)
+        assert found == curve[expected]
+
+
+def test_the_checkpoint_named_is_of_the_best_epoch(tmp_path):
+    write_run(tmp_path, 3, 3, 2)
+    torch.save({"epoch": 1}, tmp_path / "checkpoints/best.ckpt")
+    assert checkpoint_of(tmp_path, {1}) == ("checkpoints/best.ckpt", 1)
+    assert checkpoint_of(tmp_path, {2}) == ("checkpoints/last.ckpt", 2)
+    assert checkpoint_of(tmp_path, {0}) is None
