@@ -87,7 +87,7 @@ class ContMix(nn.Module):
         context = x if context is None else context
         value = x if value is None else value
         size = (x.shape[2], x.shape[3])
-        resized = self._aggregation_size(*size)
+        resized = self.aggregation_size(*size)
         if resized != size:
             same = context is x
             x = F.interpolate(x, resized, mode="bilinear")
@@ -103,7 +103,7 @@ class ContMix(nn.Module):
             mixed = F.adaptive_avg_pool2d(mixed, size)
         return self.proj(mixed)
 
-    def _aggregation_size(self, height: int, width: int) -> tuple[int, int]:
+    def aggregation_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the map's size, or that with a short side of K if it is smaller."""
         k, short = self.kernel_size, min(height, width)
         if short >= k:

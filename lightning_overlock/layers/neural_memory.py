@@ -1,13 +1,14 @@
 """The neural memory as a layer: projections, learned step, momentum and decay, order of reading."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.ops.neural_memory import neural_memory
+from lightning_overlock.ops.neural_memory import Weights, neural_memory
 
 Scan = Literal["raster", "bidirectional", "whole"]
 Summary = Literal["attention", "mean"]
@@ -186,7 +187,7 @@ class NeuralMemory(nn.Module):
             tokens = torch.cat((tokens, tokens.flip(1)))
         queries = self.query(self.read_norm(tokens))
         count = tokens.shape[1]
-        length = self._chunk_length(count)
+        length = self.chunk_length(count)
         options: dict[str, Any] = {
             "weights": (*self.memory, self.gamma),
             "chunk_size": length,
@@ -212,8 +213,35 @@ class NeuralMemory(nn.Module):
             read = (there + back.flip(1)) / 2
         return read.mT.reshape(x.shape)
 
-    def _chunk_length(self, tokens: int) -> int:
+    def chunk_length(self, tokens: int) -> int:
+        """Tokens of the chunks that a map of so many tokens is cut into."""
         return min(self.chunk_size, max(1, tokens // self.min_chunks))
+
+    @torch.no_grad()
+    def states(self, x: Tensor) -> Iterator[Weights]:
+        """Yield the memory before it is written and after each chunk of the raster order.
+
+        A last shorter chunk is included. For looking at them: the time grows with the square of
+        the number of chunks.
+
+        Args:
+            x: (B, D, H, W).
+
+        Yields:
+            The matrices and gamma, each with a leading B.
+        """
+        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
+        length = self.chunk_length(tokens.shape[1])
+        options: dict[str, Any] = {
+            "weights": (*self.memory, self.gamma),
+            "chunk_size": length,
+            "segment_chunks": self.segment_chunks,
+            "write_remainder": True,
+            "read_final": True,
+        }
+        writing = self._writing(tokens, length)
+        for t in range(-(-tokens.shape[1] // length) + 1):
+            yield neural_memory(tokens[:, :0], **options, **_first_chunks(writing, t, length))[1]
 
     def _writing(self, tokens: Tensor, length: int) -> dict[str, Any]:
         """What is written with: k, v and step of (B, W, D), momentum and decay of its chunks."""
@@ -244,7 +272,7 @@ class NeuralMemory(nn.Module):
     @torch.no_grad()
     def _surprise(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
-        length = self._chunk_length(tokens.shape[1])
+        length = self.chunk_length(tokens.shape[1])
         writing = self._writing(tokens, length)
         predicted, _ = neural_memory(
             writing["k"],
@@ -267,10 +295,7 @@ class NeuralMemory(nn.Module):
         if not _finite((queries,)):
             return f"{self.label}: the tokens that read it are not finite"
         for t in range(1, chunks + 1):
-            units = {"k": length, "v": length, "step": length, "momentum": 1, "decay": 1}
-            part: dict[str, Any] = {
-                n: x if (x := options[n]) is None else x[:, : t * units[n]] for n in units
-            }
+            part = _first_chunks(options, t, length)
             part |= {"write_remainder": True, "read_final": True}
             read, memory = neural_memory(queries, **(options | part))
             if not _finite((*memory, read)):
@@ -279,6 +304,12 @@ class NeuralMemory(nn.Module):
             f"{self.label}: the memory is not finite after chunk {t} of {chunks} "
             f"({length} tokens each, max_step {self.max_step:.3g})"
         )
+
+
+def _first_chunks(options: dict[str, Any], count: int, length: int) -> dict[str, Any]:
+    """What the first chunks are written with, of what all are written with."""
+    units = {"k": length, "v": length, "step": length, "momentum": 1, "decay": 1}
+    return {n: x if (x := options[n]) is None else x[:, : count * units[n]] for n in units}
 
 
 def _gate(linear: nn.Module | None, summary: Tensor) -> Tensor | None:
