@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import (  # type: ignore[attr-defined]  # scipy fills this module at import
+    binary_erosion,
+    distance_transform_edt,
+)
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -188,7 +191,7 @@ def _distance_to(pixels: Mask) -> Distances:
     return distances
 
 
-def _transitions(labels: NDArray[np.int64], ignore_index: int) -> Mask:
+def _transitions(labels: NDArray[np.int64], ignore_index: int | None) -> Mask:
     """Return the pixels that have another label, none ignored, among their four neighbours."""
     found = np.zeros(labels.shape, bool)
     for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):

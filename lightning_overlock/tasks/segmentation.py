@@ -1,0 +1,460 @@
+"""Semantic segmentation with any timm backbone that has maps at four scales."""
+
+import csv
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import rich
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from rich.table import Table
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import draw_segmentation_masks
+
+from lightning_overlock.errors import InputError
+from lightning_overlock.heads.fcn import FCNHead
+from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.heads.semantic_fpn import SemanticFPNHead
+from lightning_overlock.heads.upernet import UPerHead
+from lightning_overlock.metrics import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
+from lightning_overlock.tasks.base import BaseTask
+from lightning_overlock.tasks.drawing import class_colors
+
+# The label of pixels that count neither in the loss nor in a metric.
+IGNORED = 255
+# Sides of the images that the network sees in evaluation are multiples of this.
+DIVISOR = 32
+# Values (classes x pixels) that are resized to the label's size at a time: 64 MB.
+VALUES_AT_ONCE = 2**24
+
+
+class Segmenter(nn.Module):
+    """Normalises images; dense features, the decoder, and an auxiliary head for training.
+
+    Args:
+        features: The backbone; its mean and standard deviation normalise the images.
+        decoder: Maps the four maps to logits (B, classes, H / 4, W / 4).
+        auxiliary: Maps the third map to logits (B, classes, H / 16, W / 16); None for none.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, features: DenseFeatures, decoder: nn.Module, auxiliary: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.decoder = decoder
+        self.auxiliary = auxiliary
+        config = resolve_model_data_config(features.backbone)
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(config[key]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes, H / 4, W / 4)."""
+        return self.decoder(self.maps(images))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the four maps of images (B, 3, H, W) in [0, 1]."""
+        return self.features((images - self.mean) / self.std)
+
+
+class SegmentationTask(BaseTask):
+    """Train, evaluate and apply a network that gives each pixel a class.
+
+    Images are float32 RGB in [0, 1]; the task normalises them for the backbone. Training batches
+    are (images (B, 3, H, W), labels (B, H, W) int64), evaluation batches lists of images (3, H, W)
+    and of labels (H, W) at the size of their files, prediction batches lists of images and of
+    their paths. Label 255 is ignored.
+
+    The loss is the mean cross-entropy over all pixels, where ignored ones count as 0 (the default
+    of mmsegmentation, and right over several processes): `train/loss` is `train/decoder_loss` plus
+    the weighted `train/auxiliary_loss`. Under `val/` and `test/` are `miou` and `pixel_accuracy`
+    of all pixels of the set together; a class that is neither predicted nor there is left out of
+    the mean. On request there are `boundary_f1`, `trimap_miou` and `hausdorff` (95th percentile, in
+    pixels), see `lightning_overlock.metrics`. `validate` and `test` print the classes' IoU and
+    write it to `per_class_val.csv` and `per_class_test.csv` in the run folder.
+
+    In evaluation an image is resized to the test size, its sides rounded up to multiples of 32; the
+    logits are resized to the size of its label. `predict` writes label PNGs, with the values of
+    the data's own files, into `segmentation/` of the run folder.
+
+    Args:
+        class_names: Names of the classes; linked from the data.
+        decoder: UPerNet's head or Semantic FPN's.
+        decoder_width: Channels of the decoder; None is 512 for UPerNet, 128 for Semantic FPN (with
+            a pyramid twice as wide). Small backbones do with 64.
+        dropout: Of whole channels before the classifiers.
+        auxiliary_weight: Weight of the loss of an FCN head on the map of H/16; with 0 there is no
+            such head.
+        auxiliary_width: Channels of that head.
+        test_size: Short side of images in evaluation; None keeps their size.
+        test_max_size: Limit of their long side.
+        inference: Of the whole image at once, or of overlapping windows, averaged.
+        window: Side of the square windows.
+        stride: Distance from one window to the next.
+        test_scales: Factors on the test size; the probabilities of several are averaged.
+        test_flip: Average with the probabilities of the mirrored image, too.
+        boundary_metrics: Measure boundaries as well, which takes a while on large images.
+        save_overlays: `predict` also writes the images with the classes' colours laid over them.
+        kwargs: Arguments of `BaseTask`.
+
+    Raises:
+        InputError: an argument is out of range, or the backbone lacks maps.
+    """
+
+    monitor = "val/miou"
+    free_options = BaseTask.free_options | {
+        "test_size",
+        "test_max_size",
+        "inference",
+        "window",
+        "stride",
+        "test_scales",
+        "test_flip",
+        "boundary_metrics",
+        "save_overlays",
+    }
+
+    def __init__(
+        self,
+        class_names: list[str],
+        decoder: Literal["upernet", "semantic_fpn"] = "upernet",
+        decoder_width: int | None = None,
+        dropout: float = 0.1,
+        auxiliary_weight: float = 0.4,
+        auxiliary_width: int = 256,
+        test_size: int | None = 512,
+        test_max_size: int = 2048,
+        inference: Literal["whole", "slide"] = "whole",
+        window: int = 512,
+        stride: int = 341,
+        test_scales: tuple[float, ...] = (1.0,),
+        test_flip: bool = False,
+        boundary_metrics: bool = False,
+        save_overlays: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if len(class_names) >= IGNORED:
+            raise InputError(
+                f"{len(class_names)} classes; label PNGs of 8 bits have room for {IGNORED - 1}"
+            )
+        for name, value, least in (
+            ("decoder_width", decoder_width, 1),
+            ("auxiliary_weight", auxiliary_weight, 0),
+            ("auxiliary_width", auxiliary_width, 1),
+            ("test_size", test_size, 1),
+            ("test_max_size", test_max_size, test_size or 1),
+            ("window", window, 1),
+            ("stride", stride, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"model.{name} is {value}, expected at least {least}")
+        if stride > window:
+            raise InputError(
+                f"model.stride is {stride}, expected at most the window's side, {window}: "
+                "what lies between windows would have no class"
+            )
+        if not test_scales or min(test_scales) <= 0:
+            raise InputError(f"model.test_scales is {list(test_scales)}, expected positive factors")
+        super().__init__(class_names, **kwargs)
+
+    def build_model(self, num_classes: int, **kwargs: Any) -> Segmenter:
+        """Return the network for so many classes."""
+        hparams = self.hparams
+        features = DenseFeatures(self.backbone, hparams["backbone_args"])
+        channels, dropout = features.channels, hparams["dropout"]
+        decoder: nn.Module
+        if hparams["decoder"] == "upernet":
+            width = hparams["decoder_width"] or 512
+            decoder = UPerHead(channels, num_classes, width, dropout=dropout)
+        else:
+            width = hparams["decoder_width"] or 128
+            decoder = SemanticFPNHead(channels, num_classes, width, 2 * width, dropout)
+        auxiliary = None
+        if hparams["auxiliary_weight"] > 0:
+            width = hparams["auxiliary_width"]
+            auxiliary = FCNHead(channels[2], num_classes, width, dropout=dropout)
+        return Segmenter(features, decoder, auxiliary)
+
+    def configure_metrics(self) -> None:
+        """Set up the confusion matrix and, on request, what is measured at boundaries."""
+        count = len(self.class_names)
+        metrics: dict[str, Any] = {
+            "confusion": MulticlassConfusionMatrix(count, ignore_index=IGNORED, validate_args=False)
+        }
+        if self.hparams["boundary_metrics"]:
+            metrics["boundary_f1"] = BoundaryF1(count, IGNORED)
+            metrics["trimap_miou"] = TrimapIoU(count, IGNORED)
+            metrics["hausdorff"] = HausdorffDistance(count, IGNORED)
+        self.val_metrics = MetricCollection(metrics, compute_groups=False)
+        self.test_metrics = self.val_metrics.clone()
+
+    # Training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes, H / 4, W / 4)."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss: the decoder's and the weighted one of the auxiliary head."""
+        images, labels = batch
+        maps = self.model.maps(images)
+        loss = _cross_entropy(self.model.decoder(maps), labels)
+        parts = {"train/loss": loss}
+        if self.model.auxiliary is not None:
+            auxiliary_loss = _cross_entropy(self.model.auxiliary(maps[2]), labels)
+            parts["train/decoder_loss"] = loss
+            parts["train/auxiliary_loss"] = auxiliary_loss
+            loss = parts["train/loss"] = loss + self.hparams["auxiliary_weight"] * auxiliary_loss
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log_dict(parts, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
+        return loss
+
+    # Inference
+
+    def predict_labels(
+        self, images: list[Tensor], sizes: list[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Return the class of every pixel.
+
+        Args:
+            images: (3, H, W) each, in [0, 1].
+            sizes: (height, width) of the results; None: those of the images.
+
+        Returns:
+            (height, width) int64 each.
+        """
+        views: list[list[Tensor]] = [[] for _ in images]
+        for scale in self.hparams["test_scales"]:
+            resized = [self._resized(image, scale) for image in images]
+            for view, logits in zip(views, self._logits(resized), strict=True):
+                view.append(logits)
+            if self.hparams["test_flip"]:
+                mirrored = self._logits([image.flip(-1) for image in resized])
+                for view, logits in zip(views, mirrored, strict=True):
+                    view.append(logits.flip(-1))
+        wanted = sizes or [(image.shape[-2], image.shape[-1]) for image in images]
+        return [_likeliest(view, size) for view, size in zip(views, wanted, strict=True)]
+
+    def _resized(self, image: Tensor, scale: float) -> Tensor:
+        """Resize an image (3, H, W) to the test size."""
+        height, width = image.shape[-2:]
+        if self.hparams["test_size"] is not None:
+            scale *= min(
+                self.hparams["test_size"] / min(height, width),
+                self.hparams["test_max_size"] / max(height, width),
+            )
+        size = [
+            max(math.ceil(int(side * scale + 0.5) / DIVISOR), 1) * DIVISOR
+            for side in (height, width)
+        ]
+        if size == [height, width]:
+            return image
+        resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+        return resized[0]
+
+    def _logits(self, images: list[Tensor]) -> list[Tensor]:
+        """Return the logits (classes, h, w) of images; those of one size go through together."""
+        groups = defaultdict(list)
+        for index, image in enumerate(images):
+            groups[image.shape].append(index)
+        infer = self.slide if self.hparams["inference"] == "slide" else self
+        found: dict[int, Tensor] = {}
+        for indices in groups.values():
+            logits = infer(torch.stack([images[index] for index in indices])).float()
+            found |= dict(zip(indices, logits, strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def slide(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, classes, H, W), the mean of the windows there."""
+        height, width = images.shape[-2:]
+        window, stride = self.hparams["window"], self.hparams["stride"]
+        total = images.new_zeros(len(images), len(self.class_names), height, width)
+        count = images.new_zeros(height, width)
+        for top in _starts(height, window, stride):
+            for left in _starts(width, window, stride):
+                place = (..., slice(top, top + window), slice(left, left + window))
+                crop = images[place]
+                logits = self(crop).float()
+                total[place] += F.interpolate(logits, crop.shape[-2:], mode="bilinear")
+                count[place] += 1
+        return total / count
+
+    # Evaluation
+
+    # Counts start at zero in the hook before and not after an evaluation: tensors made in the
+    # inference mode of `validate` cannot be added to in `fit`.
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        self.val_metrics.reset()
+
+    def validation_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/miou`, `val/pixel_accuracy` and what was asked for."""
+        self._log_evaluation("val", self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Count from zero."""
+        self.test_metrics.reset()
+
+    def test_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/miou`, `test/pixel_accuracy` and what was asked for."""
+        self._log_evaluation("test", self.test_metrics)
+
+    def _evaluate(
+        self, batch: tuple[list[Tensor], list[Tensor]], metrics: MetricCollection
+    ) -> None:
+        images, labels = batch
+        sizes = [(label.shape[0], label.shape[1]) for label in labels]
+        for found, wanted in zip(self.predict_labels(images, sizes), labels, strict=True):
+            metrics.update(found, wanted)
+
+    def _log_evaluation(self, stage: str, metrics: MetricCollection) -> None:
+        # At the end of the epoch and not in the step: every process gets here, also one
+        # without a batch, so that none waits for another for ever.
+        values = metrics.compute()
+        confusion = values.pop("confusion").cpu()
+        values["miou"] = class_iou(confusion).nanmean()
+        values["pixel_accuracy"] = confusion.trace() / confusion.sum()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
+        if self.trainer.is_global_zero and self.trainer.state.fn in {"validate", "test"}:
+            self._write_classes(stage, confusion)
+
+    def _write_classes(self, stage: str, confusion: Tensor) -> None:
+        """Print a row per class and write it to a CSV file."""
+        pixels = confusion.sum(1)
+        columns = (
+            self.class_names,
+            class_iou(confusion).tolist(),
+            (confusion.diagonal() / pixels).tolist(),
+            pixels.tolist(),
+        )
+        path = Path(self.trainer.default_root_dir) / f"per_class_{stage}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = Table("class", "IoU", "accuracy", "pixels")
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "iou", "accuracy", "pixels"])
+            for name, iou, accuracy, count in zip(*columns, strict=True):
+                # Neither predicted nor there, or not there: no number.
+                values = ["" if math.isnan(x) else f"{x:.6f}" for x in (iou, accuracy)]
+                writer.writerow([name, *values, count])
+                table.add_row(name, *(value[:6] for value in values), str(count))
+        rich.print(table)
+        rank_zero_info(f"Classes: {path}")
+
+    # Prediction
+
+    def on_predict_start(self) -> None:
+        """Find out how the data's files number and colour their classes."""
+        super().on_predict_start()
+        data = getattr(self.trainer, "datamodule", None)
+        self._first_value = int(getattr(data, "reduce_zero_label", False))
+        palette = getattr(data, "palette", None) or class_colors(len(self.class_names))
+        self._palette = [(int(r), int(g), int(b)) for r, g, b in palette]
+        self._source = getattr(data, "predict_dir", None)
+
+    def predict_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> list[str]:
+        """Write the label PNG, and on request the overlay, of each image; return the PNGs."""
+        images, paths = batch
+        written = []
+        for image, path, labels in zip(images, paths, self.predict_labels(images), strict=True):
+            target = self._target(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            values = (labels + self._first_value).to(torch.uint8).cpu()
+            Image.fromarray(values.numpy()).save(target)
+            written.append(str(target))
+            if self.hparams["save_overlays"]:
+                drawn = overlay(image, labels, self._palette).permute(1, 2, 0).cpu()
+                Image.fromarray(drawn.numpy()).save(target.with_suffix(".overlay.png"))
+        return written
+
+    def _target(self, path: str) -> Path:
+        """Return the label PNG of an image: in the same subfolder, by the same name."""
+        name = Path(path)
+        if self._source is not None and name.is_relative_to(self._source):
+            name = name.relative_to(self._source)
+        elif name.is_absolute():
+            name = Path(name.name)
+        return Path(self.trainer.default_root_dir) / "segmentation" / name.with_suffix(".png")
+
+    def on_predict_epoch_end(self) -> None:
+        """Say where the predictions are."""
+        rank_zero_info(f"Predictions: {Path(self.trainer.default_root_dir) / 'segmentation'}")
+
+
+def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) -> Tensor:
+    """Lay the colours of classes over an image.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        labels: (H, W); pixels with a label that is no class, for example 255, keep their colour.
+        palette: RGB of every class, 0 to 255.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    present = [index for index in torch.unique(labels).tolist() if index < len(palette)]
+    masks = labels == torch.tensor(present, device=labels.device).view(-1, 1, 1)
+    colors: list[str | tuple[int, int, int]] = [palette[index] for index in present]
+    pixels = (image * 255).round().to(torch.uint8)
+    return draw_segmentation_masks(pixels, masks, alpha=0.6, colors=colors)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over all pixels of labels (B, H, W), to whose size logits are resized."""
+    resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear").float()
+    losses = F.cross_entropy(resized, labels, ignore_index=IGNORED, reduction="sum")
+    return losses / labels.numel()
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows begin: `stride` apart, the last one at the end."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def _likeliest(views: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return the class of every pixel by the mean probability of several views.
+
+    Logits are resized (bilinear) before the softmax, a strip of rows at a time: 150 classes of a
+    large photo would take gigabytes.
+
+    Args:
+        views: Logits (classes, h, w), of one size or several.
+        size: (height, width) of the result.
+    """
+    height, width = size
+    first = views[0]
+    rows, columns = (
+        (2 * torch.arange(length, device=first.device) + 1) / length - 1 for length in size
+    )
+    labels = torch.empty(size, dtype=torch.int64, device=first.device)
+    strip = max(VALUES_AT_ONCE // (len(first) * width), 1)
+    for top in range(0, height, strip):
+        grid = torch.stack(torch.meshgrid(columns, rows[top : top + strip], indexing="xy"), dim=-1)
+        resized = (
+            F.grid_sample(view[None], grid[None], padding_mode="border", align_corners=False)[0]
+            for view in views
+        )
+        probabilities = (logits.softmax(0) for logits in resized)
+        total = sum(probabilities, torch.zeros(()).to(first))
+        labels[top : top + strip] = total.argmax(0)
+    return labels
