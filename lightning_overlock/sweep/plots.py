@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import optuna
-from matplotlib import colormaps
+from matplotlib import colormaps, pyplot
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.exceptions import ExperimentalWarning
@@ -54,7 +55,7 @@ def row_figure(results: Results, path: Path) -> None:
     axes.set_xlabel(f"{results.metric}, best epoch{spread}")
     axes.set_title(results.sweep.title, loc="left")
     _finish(axes)
-    figure.savefig(path, dpi=DPI)
+    _save(figure, results, path)
 
 
 def _label(label: str, mean: float | None) -> str:
@@ -106,7 +107,7 @@ def curve_figure(results: Results, folder: Path, path: Path) -> None:
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
     _finish(axes)
-    figure.savefig(path, dpi=DPI)
+    _save(figure, results, path)
 
 
 def _finish(axes: Any) -> None:
@@ -115,11 +116,20 @@ def _finish(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def search_figures(study: optuna.Study, folder: Path) -> list[Path]:
+def _save(figure: Figure, results: Results, path: Path) -> None:
+    """Save a figure with the facts about its figures below it."""
+    text = "\n".join(line for fact in results.facts for line in wrap(fact, 120))
+    lowest = figure.get_tightbbox().y0 / figure.get_figheight()
+    figure.text(0.01, min(lowest, 0) - 0.02, text, va="top", fontsize=6, color="0.35")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+
+
+def search_figures(study: optuna.Study, results: Results, folder: Path) -> list[Path]:
     """Draw a search's history, parameter importance and parallel coordinates by Optuna.
 
     Args:
         study: The study.
+        results: Of it.
         folder: Where `history.png`, `importance.png` and `parallel.png` go.
 
     Returns:
@@ -142,8 +152,9 @@ def search_figures(study: optuna.Study, folder: Path) -> list[Path]:
             # that it cannot.
             warnings.simplefilter("ignore", ExperimentalWarning)
             warnings.simplefilter("ignore", UserWarning)
-            figure = plot(study).figure
-            figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
+            figure = plot(study, target_name=results.sweep.metric).figure
+            _save(figure, results, folder / f"{name}.png")
+        pyplot.close(figure)
         written.append(folder / f"{name}.png")
     return written
 

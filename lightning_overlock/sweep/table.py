@@ -338,7 +338,7 @@ def write(study: optuna.Study, sweep: Sweep, folder: Path) -> None:
     ):
         (folder / name).write_text(text)
     if sweep.search is not None:
-        plots.search_figures(study, folder)
+        plots.search_figures(study, found, folder)
     else:
         plots.row_figure(found, folder / "rows.png")
         plots.curve_figure(found, folder, folder / "curves.png")
