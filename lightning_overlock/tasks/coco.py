@@ -104,5 +104,5 @@ def average_precision(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    values = zip(NAMES, evaluation.stats.tolist(), strict=False)
+    values = zip(NAMES, map(float, evaluation.stats), strict=False)
     return {name: value if value >= 0 else float("nan") for name, value in values}

@@ -1,0 +1,327 @@
+"""Object detection with instance masks on any timm backbone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_overlock.errors import InputError
+from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.heads.mask_rcnn import mask_rcnn
+from lightning_overlock.tasks.base import BaseTask
+from lightning_overlock.tasks.coco import average_precision, coco_results
+from lightning_overlock.tasks.drawing import draw_detections
+
+Target = dict[str, Any]
+Detections = dict[str, Tensor]
+
+
+class _Seen(NamedTuple):
+    """What the average precision is computed of, for one image: entries of COCO files."""
+
+    image: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+
+
+class DetectionTask(BaseTask):
+    """Train, evaluate and apply Mask R-CNN, or Faster R-CNN without masks.
+
+    The network is `heads.mask_rcnn`; its docstring says how it follows the release's configuration
+    and where torchvision differs. Batches are (images, targets), lists with an entry per image: an
+    image (3, H, W) float32 in [0, 1] of any size, in training a target with `boxes` (N, 4) float32
+    x1, y1, x2, y2 in pixels, `labels` (N,) int64 from 1 and `masks` (N, H, W) uint8, in evaluation
+    one with `image_id`, `size` (H, W) and `annotations` as in the COCO file, in prediction one with
+    `image_id`, `file_name` and `size`.
+
+    Logs `train/loss` (mean of the epoch) and its parts by torchvision's names, and under `val/` and
+    `test/` the average precision of boxes `map`, `map50`, `map75`, `map_small`, `map_medium` and
+    `map_large`, and of masks the same with `mask_` before it; NaN where there is no object (of this
+    size). They are pycocotools' own numbers: each process keeps COCO results with compressed
+    masks, the first gathers them and evaluates. torchmetrics' MeanAveragePrecision was not taken:
+    it wants ground truth masks as dense arrays, keeps every process waiting for a gathering of
+    tensors one by one, and cannot be held against a written file image by image.
+
+    Prediction writes into the trainer's `default_root_dir`: `detections.json`, a COCO result file
+    with the categories' ids of the training data, `images.json`, the images and categories that it
+    speaks of, and on request the images with boxes and masks in `drawn/`.
+
+    Args:
+        class_names: Names of the classes; linked from the data.
+        masks: Train and predict masks as well (Mask R-CNN).
+        overview: Add the overview to the last map as the release does, for backbones that have it.
+        min_size: Short side of the images after resizing. Of several, training draws one for each
+            image and evaluation takes the last.
+        max_size: Limit of the long side, which the short one gives way to.
+        fpn_width: Channels of the feature pyramid.
+        box_head_width: Width of the two layers of the box head.
+        mask_head_width: Channels of the four convolutions of the mask head.
+        anchor_scale: Side of a square anchor over the stride (4 to 64) of its pyramid level.
+        proposals: Boxes per image that the first stage hands to the second.
+        rpn_batch_size: Anchors per image that the first stage's losses are computed of.
+        roi_batch_size: Proposals per image that the second stage's losses are computed of.
+        score_threshold: Detections have at least this score.
+        nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
+        detections_per_image: At most so many, those of the highest scores.
+        draw_score: Prediction draws the detections of at least this score; None draws nothing.
+        kwargs: Arguments of `BaseTask`.
+
+    Raises:
+        InputError: an argument is out of range, the backbone refuses its own, or the data have no
+            masks where they are wanted.
+    """
+
+    monitor = "val/map"
+    free_options = BaseTask.free_options | {
+        "score_threshold",
+        "nms_threshold",
+        "detections_per_image",
+        "draw_score",
+    }
+    fewest_classes = 1
+    category_ids: Tensor
+
+    def __init__(
+        self,
+        class_names: list[str],
+        masks: bool = True,
+        overview: bool = True,
+        min_size: list[int] = [800],  # noqa: B006 - read only; the CLI shows it
+        max_size: int = 1333,
+        fpn_width: int = 256,
+        box_head_width: int = 1024,
+        mask_head_width: int = 256,
+        anchor_scale: float = 8.0,
+        proposals: int = 1000,
+        rpn_batch_size: int = 256,
+        roi_batch_size: int = 512,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+        draw_score: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_options({name: value for name, value in locals().items() if name != "self"})
+        super().__init__(class_names, **kwargs)
+        # In the checkpoint, so that prediction on plain images can name the file's categories.
+        self.register_buffer("category_ids", torch.arange(1, len(class_names) + 1))
+
+    def build_model(self, num_classes: int, **kwargs: Any) -> nn.Module:
+        """Return the detector."""
+        hparams = self.hparams
+        features = DenseFeatures(self.backbone, hparams["backbone_args"])
+        reductions = [info["reduction"] for info in features.backbone.feature_info]
+        # OverLoCK's Overview-Net is a second map of that size; others have none.
+        if hparams["overview"] and reductions.count(32) > 1:
+            features = DenseFeatures(self.backbone, hparams["backbone_args"], overview=True)
+        return mask_rcnn(
+            features,
+            num_classes,
+            hparams["masks"],
+            min_size=hparams["min_size"],
+            max_size=hparams["max_size"],
+            fpn_width=hparams["fpn_width"],
+            box_head_width=hparams["box_head_width"],
+            mask_head_width=hparams["mask_head_width"],
+            anchor_scale=hparams["anchor_scale"],
+            proposals=hparams["proposals"],
+            rpn_batch_size=hparams["rpn_batch_size"],
+            roi_batch_size=hparams["roi_batch_size"],
+            score_threshold=hparams["score_threshold"],
+            nms_threshold=hparams["nms_threshold"],
+            detections_per_image=hparams["detections_per_image"],
+        )
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that torchvision's detectors cannot compute boxes in."""
+        precision = str(self.trainer.precision)
+        if precision in {"16-true", "bf16-true"}:
+            raise InputError(
+                f"trainer.precision is {precision}; torchvision's detectors want boxes in 32 bits\n"
+                "expected bf16-mixed, 16-mixed or 32-true"
+            )
+
+    def on_fit_start(self) -> None:
+        """Take the categories' ids from the data."""
+        super().on_fit_start()
+        self.category_ids.copy_(torch.tensor(self._categories()))
+
+    def _categories(self) -> list[int]:
+        """Return the category of each label: the data's where they say them."""
+        ids: Sequence[int] = getattr(self.trainer.datamodule, "category_ids", ())  # type: ignore[attr-defined]
+        return list(ids) or self.category_ids.tolist()
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        """Map images (3, H, W) to detections, in evaluation mode; see `heads.mask_rcnn`."""
+        detections: list[Detections] = self.model(images)
+        return detections
+
+    def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> Tensor:
+        """Return the sum of the losses."""
+        images, targets = batch
+        needed = ("boxes", "labels", "masks") if self.hparams["masks"] else ("boxes", "labels")
+        if "masks" in needed and any("masks" not in target for target in targets):
+            raise InputError(
+                "the training data have no masks\n"
+                "expected model.masks false, or annotations with a segmentation"
+            )
+        losses: dict[str, Tensor] = self.model(
+            images, [{name: target[name] for name in needed} for target in targets]
+        )
+        loss = torch.stack(list(losses.values())).sum()
+        count = len(images)
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        parts = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(
+            {"train/loss": loss.detach(), **parts},
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=count,
+        )
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self._seen: dict[int, _Seen] = {}
+
+    def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
+        """Keep a batch's detections beside its annotations."""
+        images, targets = batch
+        for found, target in zip(self(images), targets, strict=True):
+            height, width = target["size"]
+            image_id = target["image_id"]
+            self._seen[image_id] = _Seen(
+                {"id": image_id, "height": height, "width": width},
+                target["annotations"],
+                coco_results(found, image_id, self._categories()),
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the average precision under `val/`."""
+        self._log_average_precision("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start anew."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
+        """Keep a batch's detections beside its annotations."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the average precision under `test/`."""
+        self._log_average_precision("test")
+
+    def _log_average_precision(self, stage: str) -> None:
+        seen = self._gather(self._seen)
+        self._seen = {}
+        values: dict[str, float] = {}
+        if self.trainer.is_global_zero:
+            images = [entry.image for entry in seen]
+            annotations = list(chain.from_iterable(entry.annotations for entry in seen))
+            results = list(chain.from_iterable(entry.results for entry in seen))
+            for kind, prefix in (("bbox", ""), ("segm", "mask_")):
+                if kind == "bbox" or self.hparams["masks"]:
+                    found = average_precision(
+                        images, annotations, results, self._categories(), kind
+                    )
+                    values |= {f"{stage}/{prefix}{name}": v for name, v in found.items()}
+        # One evaluates and all log the same: checkpoints are chosen by every process.
+        values = self.trainer.strategy.broadcast(values)
+        self.log_dict(values, prog_bar=False)
+
+    def _gather(self, own: dict[int, _Seen]) -> list[_Seen]:
+        """Return what all processes have seen, on the first; an image seen twice counts once."""
+        parts: list[dict[int, _Seen]] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            first = self.trainer.is_global_zero
+            parts = [{}] * self.trainer.world_size if first else []
+            torch.distributed.gather_object(own, parts if first else None)
+        together: dict[int, _Seen] = {}
+        for part in reversed(parts):
+            together |= part
+        return list(together.values())
+
+    def on_predict_epoch_start(self) -> None:
+        """Start anew."""
+        self._seen = {}
+
+    def predict_step(
+        self, batch: tuple[list[Tensor], list[Target]], batch_idx: int
+    ) -> list[list[dict[str, Any]]]:
+        """Return an image's COCO results per image, and draw them on request."""
+        images, metas = batch
+        rows = []
+        for image, found, meta in zip(images, self(images), metas, strict=True):
+            height, width = image.shape[1:]
+            entry = {"id": meta["image_id"], "file_name": meta["file_name"]}
+            results = coco_results(found, meta["image_id"], self._categories())
+            self._seen[meta["image_id"]] = _Seen(
+                entry | {"height": height, "width": width}, [], results
+            )
+            rows.append(results)
+            if self.hparams["draw_score"] is not None:
+                self._draw(image, found, meta["file_name"])
+        return rows
+
+    def _draw(self, image: Tensor, found: Detections, file_name: str) -> None:
+        keep = found["scores"] >= self.hparams["draw_score"]
+        drawn = draw_detections(
+            image, {name: value[keep] for name, value in found.items()}, self.class_names
+        )
+        # A file's name may have folders in it, but must not lead out of this one.
+        parts = [part for part in PurePosixPath(file_name).parts if part not in {"/", ".."}]
+        path = Path(self.trainer.default_root_dir, "drawn", *parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(path)
+
+    def on_predict_epoch_end(self) -> None:
+        """Write `detections.json` and `images.json`."""
+        seen = self._gather(self._seen)
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = list(chain.from_iterable(entry.results for entry in seen))
+        (folder / "detections.json").write_text(json.dumps(results))
+        named = zip(self._categories(), self.class_names, strict=True)
+        spoken_of = {
+            "images": [entry.image for entry in seen],
+            "categories": [{"id": category, "name": name} for category, name in named],
+        }
+        (folder / "images.json").write_text(json.dumps(spoken_of))
+        rank_zero_info(f"Detections: {folder / 'detections.json'}")
+        if self.hparams["draw_score"] is not None:
+            rank_zero_info(f"Drawn: {folder / 'drawn'}")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("score_threshold", "nms_threshold", "draw_score"):
+        if options[name] is not None and not 0 <= options[name] <= 1:
+            raise InputError(f"model.{name} is {options[name]}; expected 0 to 1")
+    sizes = options["min_size"]
+    if not sizes or min(sizes) < 32:
+        raise InputError(f"model.min_size is {sizes}; expected sizes of at least 32 pixels")
+    if options["max_size"] < max(sizes):
+        raise InputError(
+            f"model.max_size is {options['max_size']}; expected at least min_size, {max(sizes)}"
+        )
+    for name in (
+        "fpn_width",
+        "box_head_width",
+        "mask_head_width",
+        "anchor_scale",
+        "proposals",
+        "rpn_batch_size",
+        "roi_batch_size",
+        "detections_per_image",
+    ):
+        if options[name] <= 0:
+            raise InputError(f"model.{name} is {options[name]}; expected more than 0")

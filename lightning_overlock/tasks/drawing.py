@@ -1,0 +1,48 @@
+"""Predictions drawn over their images."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+
+def class_colors(count: int) -> list[tuple[int, int, int]]:
+    """Return a colour per class that stays as it is, however many classes follow."""
+    # Steps of the golden ratio around the colour circle keep neighbours apart.
+    hues = [(index * 0.618034) % 1 for index in range(count)]
+    colors = [colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors]
+
+
+def draw_detections(
+    image: Tensor, detections: Mapping[str, Tensor], class_names: Sequence[str]
+) -> Tensor:
+    """Draw boxes with class and score, and masks where there are some.
+
+    Args:
+        image: (3, H, W) float in [0, 1].
+        detections: `boxes` (N, 4) in pixels, `labels` (N,) from 1, and optionally `scores` (N,),
+            `masks` (N, 1, H, W), probabilities.
+        class_names: The name of label i is `class_names[i - 1]`.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    drawn = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    labels = detections["labels"].tolist()
+    if not labels:
+        return drawn
+    palette = class_colors(len(class_names))
+    colors = [palette[label - 1] for label in labels]
+    if "masks" in detections:
+        masks = detections["masks"][:, 0].cpu() > 0.5
+        drawn = draw_segmentation_masks(drawn, masks, alpha=0.5, colors=colors)
+    words = [class_names[label - 1] for label in labels]
+    if "scores" in detections:
+        scores = detections["scores"].tolist()
+        words = [f"{word} {score:.2f}" for word, score in zip(words, scores, strict=True)]
+    return draw_bounding_boxes(
+        drawn, detections["boxes"].float().cpu(), words, colors=colors, width=1
+    )
