@@ -2,15 +2,25 @@
 
 from lightning_overlock.data.coco import CocoDataModule
 from lightning_overlock.data.cued_digits import CuedDigitsDataModule
-from lightning_overlock.data.digit_scenes import DigitScenesDetectionDataModule
+from lightning_overlock.data.digit_scenes import (
+    DigitScenesDetectionDataModule,
+    DigitScenesSegmentationDataModule,
+)
 from lightning_overlock.data.digits import ClutteredDigitsDataModule, DigitsDataModule
 from lightning_overlock.data.image_folder import ImageFolderDataModule
+from lightning_overlock.data.segmentation_folder import (
+    Ade20kDataModule,
+    SegmentationFolderDataModule,
+)
 
 __all__ = [
+    "Ade20kDataModule",
     "ClutteredDigitsDataModule",
     "CocoDataModule",
     "CuedDigitsDataModule",
     "DigitScenesDetectionDataModule",
+    "DigitScenesSegmentationDataModule",
     "DigitsDataModule",
     "ImageFolderDataModule",
+    "SegmentationFolderDataModule",
 ]

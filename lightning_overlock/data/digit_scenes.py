@@ -21,6 +21,8 @@ from pycocotools import mask as coco_mask
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.coco import CocoDataModule, CocoImages, FolderImages
 from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
+from lightning_overlock.data.image_folder import ImageFiles
+from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
 
 # What a digit must keep of its ink: a new one that would hide more of another is put elsewhere.
@@ -288,6 +290,68 @@ class DigitScenesDetectionDataModule(CocoDataModule):
         write_scenes(self.folder, self.scenes)
 
     def source(self, split: Split) -> CocoImages | FolderImages:
+        """Return the scenes of a split; without a trainer nobody has prepared them."""
+        self.prepare_data()
+        return super().source(split)
+
+
+class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
+    """One to a few real digits in each scene with a class for every pixel: background or a digit.
+
+    The scenes are written once, see `write_scenes`.
+
+    Args:
+        scenes: what they are made of.
+        folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
+            ~/.cache/lightning_overlock.
+        predict_dir: any folder of images to predict for; else the test scenes.
+        batch_size: images per process and step.
+        num_workers: processes that read images.
+        crop_size: training: side of the crops; None is the canvas's.
+        ratio: training: range of the factor that images are resized by.
+        hflip: training: probability of a horizontal flip, which makes other signs of digits.
+        photometric: training: change brightness, contrast, saturation and hue at random.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        scenes: SceneOptions = DEFAULT,
+        folder: str | None = None,
+        predict_dir: str | None = None,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        crop_size: int | None = None,
+        ratio: tuple[float, float] = (1.0, 1.0),
+        hflip: float = 0.0,
+        photometric: bool = False,
+    ) -> None:
+        self.scenes = scenes
+        self.folder = scenes_folder(scenes, folder)
+        super().__init__(
+            root=str(self.folder),
+            test_images=str(self.folder / "images/test"),
+            test_labels=str(self.folder / "labels/test"),
+            class_names=["background", *CLASS_NAMES],
+            predict_dir=predict_dir,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            crop_size=crop_size or scenes.canvas,
+            resize=(scenes.canvas, scenes.canvas),
+            ratio=ratio,
+            # Digits are small: most crops are background.
+            largest_share=1.0,
+            hflip=hflip,
+            photometric=photometric,
+        )
+
+    def prepare_data(self) -> None:
+        """Write the scenes if they are not there."""
+        write_scenes(self.folder, self.scenes)
+
+    def source(self, split: Split) -> LabelledImages | ImageFiles:
         """Return the scenes of a split; without a trainer nobody has prepared them."""
         self.prepare_data()
         return super().source(split)
