@@ -193,7 +193,8 @@ class Study:
             # More trials continue a search.
             old, new = ({**part["search"], "trials": 0} for part in (stored, content))
             decisive["search"] = (old, new)
-        tried = {_parameters(trial).get("row") for trial in self.trials()}
+        started = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
+        tried = {_parameters(trial).get("row") for trial in started}
         for name in tried & set(content["rows"]) & set(stored["rows"]):
             old, new = (part["rows"][name]["options"] for part in (stored, content))
             decisive[f"rows.{name}.options"] = (old, new)
