@@ -369,7 +369,9 @@ class SegmentationTask(BaseTask):
         self._first_value = int(getattr(data, "reduce_zero_label", False))
         palette = getattr(data, "palette", None) or class_colors(len(self.class_names))
         self._palette = [(int(r), int(g), int(b)) for r, g, b in palette]
-        self._source = getattr(data, "predict_dir", None)
+        # Paths below the data's folder keep their subfolders.
+        source = getattr(self.trainer.predict_dataloaders, "source", None)
+        self._folder = getattr(source, "folder", None)
 
     def predict_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> list[str]:
         """Write the label PNG, and on request the overlay, of each image; return the PNGs."""
@@ -389,8 +391,8 @@ class SegmentationTask(BaseTask):
     def _target(self, path: str) -> Path:
         """Return the label PNG of an image: in the same subfolder, by the same name."""
         name = Path(path)
-        if self._source is not None and name.is_relative_to(self._source):
-            name = name.relative_to(self._source)
+        if self._folder is not None and name.is_relative_to(self._folder):
+            name = name.relative_to(self._folder)
         elif name.is_absolute():
             name = Path(name.name)
         return Path(self.trainer.default_root_dir) / "segmentation" / name.with_suffix(".png")
