@@ -4,13 +4,14 @@ Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Comm
 Perturbations (arXiv 1903.12261), with the constants of its published code. What differs:
 
 - Lengths (radii, shifts, displacements) are given for 224 px there and scale with the short side
-  here, so that a corruption covers the same share of an image of any size.
-- Frost is drawn (branching ridges of fractal noise, thickest at the border) where the original
-  lays crops of five photographs of frost over the image; its mixing factors are the original's.
+  here, so that a corruption covers the same share of an image of any size. Far below 224 px whole
+  pixels are coarse: severities of glass blur, motion blur and elastic transform may change places.
+- Frost is drawn (needles along contour lines of fractal noise, thickest at the border) where the
+  original lays crops of five photographs of frost over the image, with the same mixing factors.
 - Motion blur (also of snow) is one-sided Gaussian along a line as ImageMagick's, whole pixels per
   step; borders are repeated. Zoom interpolates bilinearly, glass blur swaps pixels in blocks that
   do not touch each other instead of one after the other.
-- Noise is drawn from (seed, corruption, severity), not from a global generator.
+- Noise is drawn from (seed, corruption), not from a global generator.
 
 So figures are comparable among models measured here, not with the published tables. As in the
 original, elastic transform at severities 1 and 2 moves large regions and from 3 on small ones, so
@@ -26,7 +27,11 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, signal
+from scipy.ndimage import (  # type: ignore[attr-defined]  # scipy fills these modules at import
+    gaussian_filter,
+    map_coordinates,
+)
+from scipy.signal import oaconvolve  # type: ignore[attr-defined]
 
 from lightning_overlock.analysis.style import name_pixels, panels, style
 from lightning_overlock.errors import did_you_mean
@@ -69,7 +74,8 @@ def corrupt(image: Pixels, corruption: str, severity: int, seed: int = 0) -> Pix
         raise ValueError(f"severity is {severity}; expected 1 to 5")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
-    random = np.random.default_rng((seed, zlib.crc32(corruption.encode()), severity))
+    # Severities of one seed share angles and textures, so that only the strength differs.
+    random = np.random.default_rng((seed, zlib.crc32(corruption.encode())))
     values = CORRUPTIONS[corruption](image / 255, severity - 1, random)
     return np.asarray((values.clip(0, 1) * 255).round(), np.uint8)
 
@@ -102,18 +108,19 @@ def _impulse_noise(image: Values, severity: int, random: Random) -> Values:
 
 
 def _defocus_blur(image: Values, severity: int, _random: Random) -> Values:
-    radius, softness = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity]
+    length, softness = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity]
     scale = _scale(image)
-    radius = radius * scale
+    # A disk within one pixel would do nothing: smaller images get up to half a pixel more.
+    radius = length * scale + max(0.0, 1 - scale) / 2
     reach = int(np.ceil(radius)) + 1
     # The share of each pixel inside the disk, by 9 x 9 points.
     points = (np.arange((2 * reach + 1) * 9) - 9 * reach - 4) / 9
     inside = np.hypot(points[:, None], points) <= radius
     disk = inside.reshape(2 * reach + 1, 9, 2 * reach + 1, 9).mean((1, 3))
-    disk = ndimage.gaussian_filter(disk, softness * scale, mode="constant")
+    disk = gaussian_filter(disk, softness * scale, mode="constant")
     disk = disk / disk.sum()
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    return np.asarray(signal.oaconvolve(padded, disk[:, :, None], mode="valid", axes=(0, 1)))
+    return np.asarray(oaconvolve(padded, disk[:, :, None], mode="valid", axes=(0, 1)))
 
 
 def _glass_blur(image: Values, severity: int, random: Random) -> Values:
@@ -156,7 +163,7 @@ def _zoom_blur(image: Values, severity: int, _random: Random) -> Values:
 
 
 def _blur(image: Values, deviation: float) -> Values:
-    return np.asarray(ndimage.gaussian_filter(image, (deviation, deviation, 0), mode="nearest"))
+    return np.asarray(gaussian_filter(image, (deviation, deviation, 0), mode="nearest"))
 
 
 def _smear(image: Values, radius: float, deviation: float, angle: float) -> Values:
@@ -181,7 +188,7 @@ def _zoom(image: Values, factor: float) -> Values:
     rows = (np.arange(height) - (height - 1) / 2) / factor + (height - 1) / 2
     columns = (np.arange(width) - (width - 1) / 2) / factor + (width - 1) / 2
     grid = np.meshgrid(rows, columns, indexing="ij")
-    channels = [ndimage.map_coordinates(image[..., c], grid, order=1) for c in range(3)]
+    channels = [map_coordinates(image[..., c], grid, order=1) for c in range(3)]
     return np.stack(channels, axis=-1)
 
 
@@ -197,7 +204,8 @@ def _snow(image: Values, severity: int, random: Random) -> Values:
         (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
     )[severity]
     flakes = random.normal(mean, deviation, image.shape[:2])
-    flakes = _zoom(np.repeat(flakes[..., None], 3, axis=2), max(1.0, zoom * _scale(image)))
+    # Flakes of at least two pixels: single ones would be sharper and so more.
+    flakes = _zoom(np.repeat(flakes[..., None], 3, axis=2), max(2.0, zoom * _scale(image)))
     flakes[flakes < threshold] = 0
     flakes = _smear(flakes.clip(0, 1), radius, blur, random.uniform(-135, -45))
     grey = image @ np.array([0.299, 0.587, 0.114])
@@ -208,14 +216,14 @@ def _snow(image: Values, severity: int, random: Random) -> Values:
 def _frost(image: Values, severity: int, random: Random) -> Values:
     kept, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity]
     height, width = image.shape[:2]
-    # Ridges where noise crosses its middle, of two sizes.
+    # Needles along the contour lines of rough noise, a few of them and many.
     ridges = np.zeros((height, width))
-    for roughness, power in ((1.35, 6), (1.2, 3)):
-        noise = _plasma(max(height, width), roughness, random)[:height, :width]
-        ridges += (1 - np.abs(2 * noise - 1)) ** power / 2
+    for lines, sharpness in ((3, 8), (9, 4)):
+        noise = _plasma(max(height, width), 1.35, random)[:height, :width]
+        ridges += np.abs(np.cos(np.pi * lines * noise)) ** sharpness / 2
     rows, columns = (np.abs(np.linspace(-1, 1, length)) for length in (height, width))
     border = np.maximum(rows[:, None], columns)
-    thick = (0.25 + 0.75 * border**2) * (0.35 + 0.65 * ridges / ridges.max())
+    thick = (0.5 + 0.5 * border**2) * (0.3 + 0.7 * ridges / ridges.max())
     return kept * image + ice * thick[..., None] * np.array([0.86, 0.94, 1.0])
 
 
@@ -291,12 +299,11 @@ def _elastic_transform(image: Values, severity: int, random: Random) -> Values:
     for axis in range(2):
         # The field is 224 px wide there: noise per pixel, so finer images get it smoother.
         noise = random.uniform(-1, 1, (height, width))
-        field = ndimage.gaussian_filter(noise, smoothness * unit, mode="reflect", truncate=3)
+        field = gaussian_filter(noise, smoothness * unit, mode="reflect", truncate=3)
         grid[..., axis] += strength * unit * field * _scale(image)
     coordinates = np.moveaxis(grid, -1, 0)
     channels = [
-        ndimage.map_coordinates(image[..., c], coordinates, order=1, mode="reflect")
-        for c in range(3)
+        map_coordinates(image[..., c], coordinates, order=1, mode="reflect") for c in range(3)
     ]
     return np.stack(channels, axis=-1)
 
