@@ -26,7 +26,8 @@ class DenseFeatures(nn.Module):
     With `overview`, the last map becomes norm(last) + scale(1x1(norm(overview))), where overview
     is the map that the backbone's `feature_info` names behind that of H/32 (OverLoCK's
     Overview-Net), and scale is a factor per channel, 1e-5 at the start. Both are as in the dense
-    variants of OverLoCK's release: detection with the overview, segmentation without.
+    variants of OverLoCK's release: detection with the overview, segmentation without. As there,
+    OverLoCK goes on to H/16 from the normalised map at H/8.
 
     Args:
         backbone: Name of a timm model.
@@ -77,6 +78,12 @@ class DenseFeatures(nn.Module):
             self.overview_proj = nn.Conv2d(infos[extra]["num_chs"], self.channels[-1], 1)
             self.overview_scale = ChannelScale(self.channels[-1])
             nn.init.constant_(self.overview_scale.weight, 1e-5)
+        # The dense variants of OverLoCK's release compute the map at H/16 from the normalised one
+        # at H/8, and so their weights expect it. Other backbones norm what leaves them only.
+        self.inner_norm = len(found) > self.indices[3] + 1
+        if self.inner_norm:
+            stage = self.backbone.get_submodule(infos[self.indices[1]]["module"])
+            stage.register_forward_hook(self._norm_inside)
         # Parameters without a gradient would stop training on several processes.
         self.backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
 
@@ -86,11 +93,17 @@ class DenseFeatures(nn.Module):
             maps = self.backbone.forward_intermediates(
                 images, indices=self.indices, output_fmt="NCHW", intermediates_only=True
             )
-        out = [norm(x) for norm, x in zip(self.norms, maps, strict=False)]
+        out = [
+            x if level == 1 and self.inner_norm else norm(x)
+            for level, (norm, x) in enumerate(zip(self.norms, maps, strict=False))
+        ]
         if self.overview:
             overview = self.overview_proj(self.overview_norm(maps[4]))
             out[3] = self.overview_scale(overview, out[3])
         return out
+
+    def _norm_inside(self, stage: nn.Module, inputs: Any, x: Tensor) -> Tensor:  # noqa: ARG002
+        return self.norms[1](x)
 
     def map_norms(self) -> list[nn.Module]:
         """Return the norms on the maps."""
