@@ -125,6 +125,8 @@ class BaseTask(LightningModule):
             )
         if warmup_steps is not None and warmup_epochs:
             raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
+        if warmup_factor is not None and not 0 <= warmup_factor <= 1:
+            raise InputError(f"warmup_factor is {warmup_factor}, expected a share from 0 to 1")
         if pretrained and init_from is not None:
             raise InputError("pretrained and init_from are both given, expected one of them")
         # What the configure_* hooks and the schedule need is read from self.hparams.
