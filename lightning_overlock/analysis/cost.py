@@ -380,5 +380,6 @@ def plot_growth(rows: Sequence[Row]) -> Figure:
             panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xlabel("side of the image (px)")
             panel.set_ylabel(cost)
-            panel.legend(fontsize=7)
+            if known:
+                panel.legend(fontsize=7)
     return figure
