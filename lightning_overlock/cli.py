@@ -1,5 +1,6 @@
 """The `lightning` command: what was typed becomes a task, its data and a trainer."""
 
+import importlib
 import logging
 import os
 import signal
@@ -44,7 +45,7 @@ commands:
             continue:   lightning fit --config quickstart --ckpt_path last
   validate  evaluate on the validation images:  lightning validate --ckpt_path FILE
   test      evaluate on the test images:        lightning test --ckpt_path FILE
-  predict   write predictions.csv:              lightning predict --ckpt_path FILE
+  predict   write predictions of a folder:      lightning predict --ckpt_path FILE
   configs   list the shipped configurations, one line each
   bench     compare models: parameters, multiply-adds, time, memory
   sweep     train the rows of a sweep file, print the table:
@@ -64,9 +65,6 @@ lightning --version prints the version.
 """
 
 COMMANDS = ("fit", "validate", "test", "predict")
-
-# Options of a task that change how fast it computes, not what: free to differ from a checkpoint's.
-FREE = {"compile", "channels_last", "grad_checkpointing"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,6 +252,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _free_options(class_path: str) -> frozenset[str]:
+    """Return the options of a task that may differ from a checkpoint's."""
+    module, _, name = class_path.rpartition(".")
+    task = getattr(importlib.import_module(module), name)
+    return getattr(task, "free_options", frozenset())
+
+
 def _own_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the checkpoint's configuration, with the class names its head was built for."""
     own: dict[str, Any] = yaml.safe_load(checkpoint["config"])
@@ -328,7 +333,8 @@ class TrainingCLI(LightningCLI):
         path = self.request.ckpt_path
         old, new = own["model"], typed["model"]
         differing = {"model": (old["class_path"], new["class_path"])}
-        for key in sorted(old.get("init_args", {}).keys() - FREE):
+        free = _free_options(old["class_path"])
+        for key in sorted(old.get("init_args", {}).keys() - free):
             differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
         for name, (expected, found) in differing.items():
             if found != expected:
