@@ -89,7 +89,7 @@ def stage_costs(
     }
     totals = {
         "parameters M": bench.parameter_count(model) / 1e6,
-        "multiply-adds G": bench.multiply_adds(model, (3, *size)) / 1e9,
+        "multiply-adds G": costs["multiply-adds G"].pop("total"),
         "activations MiB": costs["activations MiB"].pop("total"),
         "inference ms": costs["inference ms"].pop("total"),
     }
@@ -114,12 +114,13 @@ def _parameters(stages: dict[str, nn.Module]) -> dict[str, float]:
 def _multiply_adds(
     model: nn.Module, stages: dict[str, nn.Module], size: tuple[int, int]
 ) -> dict[str, float]:
-    """Billions, of one image."""
+    """Billions, of one image, by stage and in total."""
     with FlopCounterMode(display=False) as counter:
-        bench.multiply_adds(model, (3, *size))
+        total = bench.multiply_adds(model, (3, *size))
     by_module = counter.get_flop_counts()
     root = type(model).__name__
-    return {name: sum(by_module.get(f"{root}.{name}", {}).values()) / 2 / 1e9 for name in stages}
+    flops = {name: sum(by_module.get(f"{root}.{name}", {}).values()) for name in stages}
+    return {name: count / 2e9 for name, count in flops.items()} | {"total": total / 1e9}
 
 
 def _activations(
@@ -224,15 +225,15 @@ def plot_stage_costs(costs: dict[str, list[Row]]) -> Figure:
     with style():
         figure, axes = panels(1, len(COSTS), width=1.2 + 0.9 * len(costs), height=3.6)
         for panel, cost in zip(axes[0], COSTS, strict=True):
+            tallest = max(row[cost] for rows in costs.values() for row in rows)
             for place, rows in enumerate(costs.values()):
                 bottom = 0.0
                 parts = [row for row in rows if row["stage"] != "total" and row[cost] > 0]
-                whole = sum(row[cost] for row in parts)
                 for number, row in enumerate(parts):
                     # Neighbours differ in lightness, so that a grey print shows the borders.
                     shade = "#dddddd" if number % 2 else "#aaaaaa"
                     panel.bar(place, row[cost], 0.9, bottom, color=shade, edgecolor="black")
-                    if row[cost] > 0.05 * whole:
+                    if row[cost] > 0.05 * tallest:
                         middle = bottom + row[cost] / 2
                         panel.text(place, middle, row["stage"], ha="center", va="center", size=7)
                     bottom += row[cost]

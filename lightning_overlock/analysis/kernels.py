@@ -302,7 +302,7 @@ def plot_context(rows: Sequence[dict[str, Any]]) -> Figure:
         >>> row = {"kernel": "7x7", "group": 0, "change": 0.1, "difference": 0.3}
         >>> figure = plot_context([row])
         >>> figure.axes[0].get_ylabel()
-        'total variation distance (0 to 1)'
+        'change of kernels (0 to 1)'
     """
     names = list(dict.fromkeys(row["kernel"] for row in rows))
     with style():
@@ -320,7 +320,7 @@ def plot_context(rows: Sequence[dict[str, Any]]) -> Figure:
                 )
         panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
         panel.set_xlabel("layer and kernel size (px of its map)")
-        panel.set_ylabel("total variation distance (0 to 1)")
+        panel.set_ylabel("change of kernels (0 to 1)")
         panel.set_ylim(bottom=0)
         panel.legend()
     return figure

@@ -260,7 +260,7 @@ def plot_course(traces: dict[str, MemoryTrace]) -> Figure:
     """
     with style():
         figure, axes = panels(1, 2, width=3.4, height=2.6)
-        labels = ("surprise (mean squared error)", "distance from initial weights (relative)")
+        labels = ("surprise (mean squared error)", "distance / initial norm")
         for panel, key, label in zip(axes[0], ("surprise", "distance"), labels, strict=True):
             for name, trace in traces.items():
                 course = getattr(trace, key).mean(0)

@@ -216,5 +216,5 @@ def plot_receptive_fields(
                 )
             name_pixels(panel, name)
             panel.legend(loc="lower left", labelcolor="white")
-        figure.colorbar(drawn, ax=axes, label="contribution relative to the largest", shrink=0.8)
+        figure.colorbar(drawn, ax=axes, label="share of the largest slope", shrink=0.9)
     return figure

@@ -243,9 +243,11 @@ def plot_corruption_errors(found: dict[str, CorruptionErrors]) -> Figure:
         labels = [name.replace("_", " ") for name in names]
         left.set_xticks(range(len(names)), labels, rotation=60, ha="right")
         left.set_xlabel("corruption")
-        left.set_ylabel("top-1 error, mean over severities (%)")
+        left.set_ylabel("top-1 error (%)")
+        left.set_title("mean over severities")
         right.set_xlabel("severity (0 is clean)")
-        right.set_ylabel("top-1 error, mean over corruptions (%)")
+        right.set_ylabel("top-1 error (%)")
+        right.set_title("mean over corruptions")
         right.xaxis.get_major_locator().set_params(integer=True)
         for panel in (left, right):
             panel.set_ylim(bottom=0)
