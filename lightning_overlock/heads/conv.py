@@ -31,5 +31,6 @@ def classifier(in_channels: int, num_classes: int, dropout: float) -> nn.Sequent
     """Return channel dropout and the 1x1 convolution to logits."""
     conv = nn.Conv2d(in_channels, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return nn.Sequential(nn.Dropout2d(dropout), conv)

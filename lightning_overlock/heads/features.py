@@ -44,13 +44,16 @@ class DenseFeatures(nn.Module):
             vision transformers), or no overview.
     """
 
+    # timm's models share more than nn.Module has, but no type.
+    backbone: Any
+
     def __init__(
         self, backbone: str, backbone_args: dict[str, Any] | None = None, overview: bool = False
     ) -> None:
         super().__init__()
         self.name = backbone
         self.arguments = dict(backbone_args or {})
-        self.backbone: Any = create_backbone(backbone, self.arguments, num_classes=0)
+        self.backbone = create_backbone(backbone, self.arguments, num_classes=0)
         infos = getattr(self.backbone, "feature_info", [])
         found = [info["reduction"] for info in infos]
         missing = [reduction for reduction in REDUCTIONS if reduction not in found]

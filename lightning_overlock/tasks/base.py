@@ -227,6 +227,8 @@ class BaseTask(LightningModule):
         the step alone, so a run resumed with other `max_epochs` follows the new length at once.
         """
         trainer = self.trainer
+        # Where max_steps alone ends the run, nothing else has counted the batches by now.
+        trainer.fit_loop.setup_data()
         total_steps = trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise InputError(
