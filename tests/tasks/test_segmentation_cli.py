@@ -69,7 +69,7 @@ def plain_iou(predictions, labels, classes):
     return np.nanmean(iou), (prediction == label).mean()
 
 
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("reduced", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_miou_is_a_plain_count_on_the_pngs_that_predict_writes(reduced):
     """Trained, validated and applied from the checkpoint; values are those of the data's files."""
     reduce = [f"--data.reduce_zero_label={str(reduced).lower()}"]
@@ -95,6 +95,7 @@ def test_miou_is_a_plain_count_on_the_pngs_that_predict_writes(reduced):
     assert [entry["class"] for entry in table] == [str(value) for value in classes]
 
 
+@pytest.mark.slow
 def test_a_run_continues_as_if_nothing_had_happened():
     constant = ["--model.schedule=poly", "--model.power=0"]
     assert main(["fit", *SMALL, *constant, "--name=whole", "--trainer.max_epochs=2"]) == 0
@@ -110,6 +111,7 @@ def test_a_run_continues_as_if_nothing_had_happened():
         assert torch.equal(parts["state_dict"][name], value), name
 
 
+@pytest.mark.slow
 def test_inference_options_are_free_to_differ_from_the_checkpoint_s(capsys):
     assert main(["fit", *SMALL, "--name=a", "--trainer.max_epochs=1"]) == 0
     checkpoint = "--ckpt_path=runs/a/checkpoints/last.ckpt"
@@ -133,6 +135,7 @@ def test_inference_options_are_free_to_differ_from_the_checkpoint_s(capsys):
     assert "--model.decoder: found semantic_fpn" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_anywhere_are_given_labels():
     assert main(["fit", *SMALL, "--name=a", "--trainer.max_epochs=1"]) == 0
     save("holiday/beach/1.png", np.zeros((40, 90, 3), np.uint8))
@@ -143,6 +146,7 @@ def test_pictures_anywhere_are_given_labels():
     assert read("runs/a/segmentation/2.png").shape == (70, 30)
 
 
+@pytest.mark.slow
 def test_a_segmenter_starts_from_a_classifier_s_weights(capsys):
     classifier = [
         "--config=quickstart",

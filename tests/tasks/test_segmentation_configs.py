@@ -1,5 +1,6 @@
 """The shipped segmentation configurations say what the release's recipe says, and run."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ def test_the_ade20k_recipe_is_the_release_s(capsys, ade20k):
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     assert config["trainer"]["max_steps"] == 160_000
     assert config["trainer"]["max_epochs"] is None
+    assert config["trainer"]["val_check_interval"] == 16_000
+    assert config["trainer"]["check_val_every_n_epoch"] is None
     assert (data["batch_size"], data["crop_size"]) == (16, 512)
     assert (data["resize"], data["ratio"]) == ([2048, 512], [0.5, 2.0])
     assert (data["largest_share"], data["hflip"], data["photometric"]) == (0.75, 0.5, True)
@@ -73,7 +76,7 @@ def test_variants_hold_only_what_differs(capsys, ade20k, name, drop_path_rate):
     assert model == plain
 
 
-def two_steps(root, *arguments):
+def three_steps(root, *arguments):
     return main(
         [
             "fit",
@@ -85,21 +88,32 @@ def two_steps(root, *arguments):
             "--data.resize=[256,64]",
             "--data.num_workers=0",
             "--model.test_size=64",
-            "--trainer.fast_dev_run=2",
+            "--trainer.max_steps=3",
+            "--trainer.val_check_interval=3",
+            "--trainer.log_every_n_steps=1",
             "--trainer.accelerator=cpu",
             *arguments,
         ]
     )
 
 
-def test_ade20k_runs_two_steps_on_its_layout(ade20k):
+def test_ade20k_runs_beyond_an_epoch_on_its_layout(ade20k):
     small = ["--model.backbone=test_overlock", "--model.decoder_width=8"]
-    assert two_steps(ade20k, *small, "--model.auxiliary_width=8") == 0
+    assert three_steps(ade20k, *small, "--model.auxiliary_width=8") == 0
+    # Two steps are an epoch; the last step is validated.
+    with Path("runs/ade20k-ade20k_overlock_t/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "2"), ("1", "3")]
+    assert not rows[0].get("val/miou")
+    assert 0 <= float(rows[1]["val/miou"]) <= 1
+    # Early in the warm-up, on the line that ends in 0 after the third step
+    lr = 6e-5 * (1 - 2 / 3) * (1e-6 + (1 - 1e-6) * 2 / 1500)
+    assert float(rows[1]["lr"]) == pytest.approx(lr, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_ade20k_runs_two_steps_with_overlock_t(ade20k):
-    assert two_steps(ade20k) == 0
+def test_ade20k_runs_beyond_an_epoch_with_overlock_t(ade20k):
+    assert three_steps(ade20k) == 0
 
 
 @pytest.mark.slow
