@@ -158,9 +158,19 @@ class DetectionTask(BaseTask):
         return list(ids) or self.category_ids.tolist()
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
-        """Map images (3, H, W) to detections, in evaluation mode; see `heads.mask_rcnn`."""
-        detections: list[Detections] = self.model(images)
-        return detections
+        """Map images (3, H, W) to detections, in evaluation mode; see `heads.mask_rcnn`.
+
+        Only images of one size share a batch: padded to the size of another, an image would have
+        results that depend on its neighbours, and so on the batch size and number of processes.
+        """
+        groups: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
+        detections: dict[int, Detections] = {}
+        for group in groups.values():
+            found = self.model([images[index] for index in group])
+            detections |= zip(group, found, strict=True)
+        return [detections[index] for index in range(len(images))]
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> Tensor:
         """Return the sum of the losses."""
