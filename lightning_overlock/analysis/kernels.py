@@ -22,15 +22,12 @@ from lightning_overlock.models.overlock import OverLoCK
 Kernels = dict[str, NDArray[np.float32]]
 
 
-def dynamic_kernels(
-    model: nn.Module, images: Tensor, run: Callable[..., object] | None = None
-) -> Kernels:
+def dynamic_kernels(model: nn.Module, images: Tensor) -> Kernels:
     """Return the kernels that every ContMix layer of a model makes for images.
 
     Args:
         model: contains `ContMix` layers, or is one.
         images: (B, 3, H, W), normalised as the model wants them (for a layer, its input).
-        run: what to call with the images; None calls the model.
 
     Returns:
         The layer's name with the kernel's size, for example "focus.0.blocks.1 7x7", and its
@@ -62,7 +59,7 @@ def dynamic_kernels(
     handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
     try:
         with evaluation(model), torch.no_grad(), capture(model, "kernel", "small_kernel") as found:
-            (run or model)(at_home(model, images))
+            model(at_home(model, images))
     finally:
         for handle in handles:
             handle.remove()

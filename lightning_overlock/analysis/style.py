@@ -111,17 +111,14 @@ def draw_picture(axes: Axes, image: Tensor, title: str = "") -> None:
     name_pixels(axes, title)
 
 
-def draw_overlay(
-    axes: Axes, image: Tensor, values: NDArray[Any], title: str = "", top: float | None = None
-) -> None:
-    """Draw a map (h, w) of non-negative values over the grey image (3, H, W).
+def draw_overlay(axes: Axes, image: Tensor, values: NDArray[Any], title: str = "") -> None:
+    """Draw a map (h, w) of non-negative values over the grey image, its largest the brightest.
 
     Args:
         axes: to draw in.
         image: (3, H, W).
         values: (h, w), enlarged to the image.
         title: of the panel.
-        top: the value that gets the brightest colour; None takes the map's largest.
 
     Example:
         >>> figure, axes = panels(1, 1)
@@ -131,10 +128,8 @@ def draw_overlay(
     """
     height, width = image.shape[-2:]
     axes.imshow(picture(image).mean(2), cmap="gray", vmin=0, vmax=1)
-    top = float(values.max()) if top is None else top
-    axes.imshow(
-        enlarged(values, (height, width)), cmap=OVERLAY, alpha=0.65, vmin=0, vmax=top or 1.0
-    )
+    top = float(values.max()) or 1.0
+    axes.imshow(enlarged(values, (height, width)), cmap=OVERLAY, alpha=0.65, vmin=0, vmax=top)
     name_pixels(axes, title)
 
 
