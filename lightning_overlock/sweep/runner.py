@@ -232,9 +232,7 @@ class Runner:
             if code != 0 and self._stop.is_set():
                 raise Ended("interrupted")
             if code != 0:
-                ended = f"ended by {signal.Signals(code - 128).name}" if code > 128 else ""
-                error = f"{ended or f'exit code {code}'}\n{process.last_lines()}".strip()
-                follow.fail(error)
+                follow.fail(f"{_ending(code)}\n{process.last_lines()}".strip())
             follow.report()
         finally:
             process.kill()
@@ -357,6 +355,14 @@ class _Follower:
         """
         self.trial.set_user_attr("error", error)
         raise Ended("failed: " + error.splitlines()[-1][:200])
+
+
+def _ending(code: int) -> str:
+    """Return in words how a process ended, by its exit code or that of its guard."""
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"ended by {signal.Signals(number).name}"
+    return f"exit code {code}"
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -68,6 +68,9 @@ def open_storage(url: str) -> RDBStorage:
     options: dict[str, Any] = {"max_overflow": -1, "pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": 60}
+    elif parsed.get_backend_name() == "postgresql":
+        # psycopg reads no text from a database that was made in the C locale otherwise.
+        options["connect_args"] = {"client_encoding": "utf8"}
     shown = parsed.render_as_string(hide_password=True)
     for attempt in range(5):
         try:

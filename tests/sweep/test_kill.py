@@ -1,0 +1,163 @@
+"""Runners and trials that are killed while real trainings run."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from lightning_overlock.sweep import spec
+from lightning_overlock.sweep.study import Study, open_storage
+
+SWEEP = """\
+title: Killed
+profile: tiny
+metric: val/top1
+baseline: a
+columns: [metric, difference]
+rows:
+  a: {label: A}
+  b: {label: B, options: {model.backbone_args.drop_path_rate: 0.3, model.mixup: 0.8}}
+profiles:
+  tiny:
+    data: digits
+    configs: [quickstart]
+    seeds: [1, 2]
+    options:
+      model.backbone: test_overlock
+      data.batch_size: 8
+      data.image_size: 32
+      trainer.limit_train_batches: 3
+      trainer.limit_val_batches: 8
+      trainer.max_epochs: 3
+      trainer.log_every_n_steps: 1
+      trainer.enable_model_summary: false
+"""
+
+
+def start(*arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lightning_overlock", "sweep", *arguments],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments):
+    """Run to the end."""
+    process = start(*arguments)
+    out, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, out
+    return out
+
+
+def results(runs):
+    """Per row and seed: best, its epoch, and the whole curve less what depends on the clock."""
+    sweep = spec.read(Path("killed.yaml"))
+    study = Study(sweep, open_storage(f"sqlite:///{runs}/killed-tiny/study.db"), "killed-tiny")
+    complete = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
+    found = {}
+    for trial in complete:
+        key = (trial.params["row"], trial.params["seed"])
+        assert key not in found
+        with (runs / "killed-tiny" / trial.user_attrs["folder"] / "metrics.csv").open() as file:
+            curve = [
+                {name: v for name, v in row.items() if "per_second" not in name}
+                for row in csv.DictReader(file)
+            ]
+        kept = ("best", "best_epoch", "checkpoint", "epochs")
+        found[key] = ({name: trial.user_attrs[name] for name in kept}, curve)
+    return found, study.trials()
+
+
+def left_over(runs):
+    """The trainings that still write below a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"OVERLOCK_RUNS={runs}".encode() in entry.read_bytes().split(b"\0"):
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_runners_killed_at_random_moments_end_in_the_table_of_an_undisturbed_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("killed.yaml").write_text(SWEEP)
+    run("run", "./killed.yaml", "--runs", "quiet", "--workers", "2")
+    draw = random.Random(0)
+    for _ in range(5):
+        runner = start("run", "./killed.yaml", "--runs", "killed", "--workers", "2")
+        # A runner that imports has nothing to lose; each trial takes seconds to start and to train.
+        while not left_over("killed/killed-tiny") and runner.poll() is None:
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0.5, 10))
+        runner.send_signal(signal.SIGKILL)
+        runner.communicate()
+        end = time.monotonic() + 20
+        while left_over("killed/killed-tiny"):  # they die with it
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    run("run", "./killed.yaml", "--runs", "killed", "--workers", "2")
+    expected, _ = results(Path("quiet"))
+    found, trials = results(Path("killed"))
+    assert len(expected) == 4
+    assert found == expected
+    # Being killed is not the trials' fault.
+    assert not any("error" in trial.user_attrs for trial in trials)
+    assert any(trial.state == TrialState.FAIL for trial in trials)
+    tables = [Path(f"{name}/killed-tiny/table.csv").read_text() for name in ("quiet", "killed")]
+    assert strip(tables[0]) == strip(tables[1])
+
+
+def strip(table):
+    """A table's rows without what was measured by the clock."""
+    clocked = ("seconds", "images_per_second", "date", "command")
+    rows = csv.DictReader(line for line in table.splitlines() if not line.startswith("#"))
+    return [{k: v for k, v in row.items() if k and not k.startswith(clocked)} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_killed_trial_is_continued_and_ctrl_c_stops_cleanly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("killed.yaml").write_text(SWEEP)
+    one = ("--set", "rows=[a]", "--set", "seeds=[1]", "--set", "trainer.max_epochs=30")
+    runner = start("run", "./killed.yaml", "--runs", "runs", *one)
+    lines = []
+    for line in runner.stdout:
+        lines.append(line)
+        if "epoch 2/30" in line and not any("failed" in text for text in lines):
+            # The whole trial, guard and all.
+            for pid in left_over("runs/killed-tiny"):
+                os.kill(int(pid), signal.SIGKILL)
+        if sum("started" in text for text in lines) == 2 and "epoch" in line:
+            break
+    runner.send_signal(signal.SIGINT)
+    rest, _ = runner.communicate(timeout=300)
+    assert runner.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert not left_over("runs/killed-tiny")
+    assert any("failed: " in line for line in lines)
+    status = run_status(*one)
+    assert "a-seed1" in status
+    log = Path("runs/killed-tiny/a-seed1.log").read_text()
+    assert "Restored all states from the checkpoint" in log
+    assert "Stopping after this step to save it" in log
+
+
+def run_status(*arguments):
+    process = start("status", "./killed.yaml", "--runs", "runs", *arguments)
+    return process.communicate(timeout=300)[0]
