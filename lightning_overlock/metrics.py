@@ -32,9 +32,9 @@ def class_iou(confusion: Tensor) -> Tensor:
         confusion: (C, C) counts, target in rows, prediction in columns.
 
     Returns:
-        (C,) float64.
+        (C,) float64 on the CPU.
     """
-    counts = confusion.double()
+    counts = confusion.cpu().double()  # not every device has float64
     both = counts.diagonal()
     return both / (counts.sum(0) + counts.sum(1) - both)
 
@@ -85,7 +85,7 @@ class _PerClassMean(Metric):
     def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ignore_index = ignore_index
-        zeros = torch.zeros(num_classes, dtype=torch.float64)
+        zeros = torch.zeros(num_classes)
         self.add_state("total", zeros, dist_reduce_fx="sum")
         self.add_state("count", zeros.clone(), dist_reduce_fx="sum")
 

@@ -65,7 +65,7 @@ class TestBoundaryF1:
         moved, wanted = (outline(square(10, left).numpy() == 1) for left in (10 + shift, 10))
         near = cdist(moved, wanted).min(1) <= 2
         # By symmetry precision and recall are equal, and so is their mean.
-        assert found == pytest.approx(near.mean(), rel=1e-12)
+        assert found == pytest.approx(near.mean(), rel=1e-6)
         assert (found == 1) == (shift <= 2)
 
     def test_leaves_the_edge_of_the_image_out(self):
@@ -104,7 +104,7 @@ class TestTrimapIoU:
         metric = TrimapIoU(2, width=2)  # columns 17..22
         metric.update(prediction, target)
         expected = (3 / 5 + 1 / 3) / 2
-        assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
 
     def test_of_a_band_as_wide_as_the_image_is_the_mean_iou(self):
         random = np.random.default_rng(0)
@@ -136,7 +136,7 @@ class TestHausdorffDistance:
         found = one_class(
             HausdorffDistance(2, percentile=100), square(10 + down, 10 + right), square(10, 10)
         )
-        assert found == pytest.approx(math.hypot(down, right), rel=1e-12)
+        assert found == pytest.approx(math.hypot(down, right), rel=1e-6)
 
     def test_of_concentric_discs_is_the_difference_of_their_radii(self):
         for percentile in (95, 100):
@@ -148,7 +148,7 @@ class TestHausdorffDistance:
         stray[59, 59] = 1
         assert one_class(HausdorffDistance(2), stray, square(10, 10)) == 0
         found = one_class(HausdorffDistance(2, percentile=100), stray, square(10, 10))
-        assert found == pytest.approx(math.hypot(30, 30), rel=1e-12)
+        assert found == pytest.approx(math.hypot(30, 30), rel=1e-6)
 
     def test_of_a_class_in_one_map_only_is_the_diagonal(self):
         metric = HausdorffDistance(3)
@@ -164,7 +164,7 @@ class TestHausdorffDistance:
         found = one_class(HausdorffDistance(2, percentile=100), prediction, target)
         a, b = map(outline, maps)
         expected = max(directed_hausdorff(a, b)[0], directed_hausdorff(b, a)[0])
-        assert found == pytest.approx(expected, rel=1e-12)
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def metrics():

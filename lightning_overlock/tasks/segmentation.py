@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
@@ -333,7 +334,9 @@ class SegmentationTask(BaseTask):
         confusion = values.pop("confusion").cpu()
         values["miou"] = class_iou(confusion).nanmean()
         values["pixel_accuracy"] = confusion.trace() / confusion.sum()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
+        self.log_dict(
+            {f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True
+        )
         if self.trainer.is_global_zero and self.trainer.state.fn in {"validate", "test"}:
             self._write_classes(stage, confusion)
 
@@ -372,6 +375,14 @@ class SegmentationTask(BaseTask):
         # Paths below the data's folder keep their subfolders.
         source = getattr(self.trainer.predict_dataloaders, "source", None)
         self._folder = getattr(source, "folder", None)
+        written: dict[Path, str] = {}
+        for file in map(os.fsdecode, getattr(source, "files", [])):
+            other = written.setdefault(Path(file).with_suffix(""), file)
+            if other != file:
+                raise InputError(
+                    f"{self._folder} has {other} and {file}, whose label PNGs would be one file\n"
+                    "expected images whose names differ without their suffix, too"
+                )
 
     def predict_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> list[str]:
         """Write the label PNG, and on request the overlay, of each image; return the PNGs."""

@@ -136,7 +136,7 @@ def test_inference_options_are_free_to_differ_from_the_checkpoint_s(capsys):
 
 
 @pytest.mark.slow
-def test_pictures_anywhere_are_given_labels():
+def test_pictures_anywhere_are_given_labels(capsys):
     assert main(["fit", *SMALL, "--name=a", "--trainer.max_epochs=1"]) == 0
     save("holiday/beach/1.png", np.zeros((40, 90, 3), np.uint8))
     save("holiday/2.jpg", np.zeros((70, 30, 3), np.uint8))
@@ -144,6 +144,9 @@ def test_pictures_anywhere_are_given_labels():
     assert main(["predict", checkpoint, "--data.predict_dir=holiday"]) == 0
     assert read("runs/a/segmentation/beach/1.png").shape == (40, 90)
     assert read("runs/a/segmentation/2.png").shape == (70, 30)
+    save("holiday/2.png", np.zeros((8, 8, 3), np.uint8))
+    assert main(["predict", checkpoint, "--data.predict_dir=holiday"]) == 2
+    assert "holiday has 2.jpg and 2.png, whose label PNGs" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -158,7 +161,7 @@ def test_a_segmenter_starts_from_a_classifier_s_weights(capsys):
     ]
     assert main(["fit", *classifier, "--name=classifier"]) == 0
     weights = "runs/classifier/checkpoints/last.ckpt"
-    frozen = ["--model.lr=0", "--trainer.max_epochs=1", "--name=a"]
+    frozen = ["--model.lr=0", "--model.min_lr=0", "--trainer.max_epochs=1", "--name=a"]
     assert main(["fit", *SMALL, *frozen, f"--model.init_from={weights}"]) == 0
     given, found = (
         torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
