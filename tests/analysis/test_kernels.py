@@ -147,7 +147,8 @@ def test_figures_draw():
     torch.manual_seed(0)
     model, images = timm.create_model("test_overlock"), torch.randn(2, 3, 64, 64)
     kernels = dynamic_kernels(model, images)
-    figure = plot_kernels(images[1], kernels, [(0, 0), (63, 63)], group=1, index=1)
-    assert len(figure.axes) == 2 * 9
+    two = {name: kernels[name] for name in list(kernels)[:2]}
+    figure = plot_kernels(images[1], two, [(0, 0), (63, 63)], group=1, index=1)
+    assert len(figure.axes) == 2 * 3
     figure.canvas.draw()
     plot_context(context_rows(model, images)).canvas.draw()
