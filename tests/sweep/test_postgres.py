@@ -112,7 +112,7 @@ def test_two_runners_share_one_sweep(server, tmp_path):
         for name in ("one", "two")
     ]
     for runner in runners:
-        _, errors = runner.communicate(timeout=300)
+        _, errors = runner.communicate(timeout=900)
         assert runner.returncode == 0, errors
     sweep = sweep_of(seeds=range(4))
     with opened(server) as storage:
