@@ -172,6 +172,19 @@ class DetectionTask(BaseTask):
             detections |= zip(group, found, strict=True)
         return [detections[index] for index in range(len(images))]
 
+    def draw(self, images: list[Tensor]) -> list[Tensor]:
+        """Return images (3, H, W) uint8 with what scores at least `draw_score`, or one half."""
+        least = self.hparams["draw_score"]
+        return [
+            self._drawn(image, found, 0.5 if least is None else least)
+            for image, found in zip(images, self(images), strict=True)
+        ]
+
+    def _drawn(self, image: Tensor, found: Detections, least: float) -> Tensor:
+        keep = found["scores"] >= least
+        kept = {name: value[keep] for name, value in found.items()}
+        return draw_detections(image, kept, self.class_names)
+
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> Tensor:
         """Return the sum of the losses."""
         images, targets = batch
@@ -255,8 +268,8 @@ class DetectionTask(BaseTask):
             parts = [{}] * self.trainer.world_size if first else []
             torch.distributed.gather_object(own, parts if first else None)
         together: dict[int, _Seen] = {}
-        for part in reversed(parts):
-            together |= part
+        for part in parts:
+            together |= {image: entry for image, entry in part.items() if image not in together}
         return list(together.values())
 
     def on_predict_epoch_start(self) -> None:
@@ -277,15 +290,11 @@ class DetectionTask(BaseTask):
                 entry | {"height": height, "width": width}, [], results
             )
             rows.append(results)
-            if self.hparams["draw_score"] is not None:
-                self._draw(image, found, meta["file_name"])
+            if (least := self.hparams["draw_score"]) is not None:
+                self._save_drawn(self._drawn(image, found, least), meta["file_name"])
         return rows
 
-    def _draw(self, image: Tensor, found: Detections, file_name: str) -> None:
-        keep = found["scores"] >= self.hparams["draw_score"]
-        drawn = draw_detections(
-            image, {name: value[keep] for name, value in found.items()}, self.class_names
-        )
+    def _save_drawn(self, drawn: Tensor, file_name: str) -> None:
         # A file's name may have folders in it, but must not lead out of this one.
         parts = [part for part in PurePosixPath(file_name).parts if part not in {"/", ".."}]
         path = Path(self.trainer.default_root_dir, "drawn", *parts)

@@ -46,3 +46,20 @@ def draw_detections(
     return draw_bounding_boxes(
         drawn, detections["boxes"].float().cpu(), words, colors=colors, width=1
     )
+
+
+def draw_class(image: Tensor, words: str) -> Tensor:
+    """Write words into the upper left corner of an image.
+
+    Args:
+        image: (3, H, W) in any range, which is stretched to that of colours.
+        words: For example the class that was predicted.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    pixels = image.detach().float().cpu()
+    pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-6)
+    drawn = (pixels * 255).round().to(torch.uint8)
+    frame = torch.tensor([[0.0, 0, drawn.shape[2] - 1, drawn.shape[1] - 1]])
+    return draw_bounding_boxes(drawn, frame, [words], width=1)

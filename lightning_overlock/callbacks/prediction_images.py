@@ -1,0 +1,47 @@
+"""Predictions of a few validation images in TensorBoard."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_overlock.errors import InputError
+
+
+class PredictionImages(Callback):
+    """Draws the predictions of the first validation images to TensorBoard while a run trains.
+
+    What is drawn is the task's matter: its `draw` takes images, as its batches have them, and
+    returns one (3, H, W) uint8 each. Of a task without `draw` nothing is drawn.
+
+    Args:
+        images: How many, at most the first batch; 0 draws none.
+
+    Raises:
+        InputError: `images` is negative.
+    """
+
+    def __init__(self, images: int = 4) -> None:
+        if images < 0:
+            raise InputError(f"images is {images}; expected at least 0")
+        self.images = images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw, after the first batch of a validation."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        draw: Any = getattr(pl_module, "draw", None)
+        wanted = batch_idx == 0 and self.images > 0 and draw is not None
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if not (boards and wanted and training and trainer.is_global_zero):
+            return
+        for number, drawn in enumerate(draw(batch[0][: self.images])):
+            for board in boards:
+                board.experiment.add_image(f"predictions/{number}", drawn, trainer.global_step)
