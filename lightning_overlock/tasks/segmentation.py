@@ -365,13 +365,26 @@ class SegmentationTask(BaseTask):
 
     # Prediction
 
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """The RGB of every class, 0 to 255: the data's own where they have some."""
+        data = getattr(self._trainer, "datamodule", None)
+        given = getattr(data, "palette", None) or class_colors(len(self.class_names))
+        return [(int(r), int(g), int(b)) for r, g, b in given]
+
+    def draw(self, images: list[Tensor]) -> list[Tensor]:
+        """Return each image (3, H, W) with its predicted classes laid over it, uint8."""
+        predicted = self.predict_labels(images)
+        return [
+            overlay(image, labels, self.palette)
+            for image, labels in zip(images, predicted, strict=True)
+        ]
+
     def on_predict_start(self) -> None:
-        """Find out how the data's files number and colour their classes."""
+        """Find out how the data's files number their classes, and where they lie."""
         super().on_predict_start()
         data = getattr(self.trainer, "datamodule", None)
         self._first_value = int(getattr(data, "reduce_zero_label", False))
-        palette = getattr(data, "palette", None) or class_colors(len(self.class_names))
-        self._palette = [(int(r), int(g), int(b)) for r, g, b in palette]
         # Paths below the data's folder keep their subfolders.
         source = getattr(self.trainer.predict_dataloaders, "source", None)
         self._folder = getattr(source, "folder", None)
@@ -395,7 +408,7 @@ class SegmentationTask(BaseTask):
             Image.fromarray(values.numpy()).save(target)
             written.append(str(target))
             if self.hparams["save_overlays"]:
-                drawn = overlay(image, labels, self._palette).permute(1, 2, 0).cpu()
+                drawn = overlay(image, labels, self.palette).permute(1, 2, 0)
                 Image.fromarray(drawn.numpy()).save(target.with_suffix(".overlay.png"))
         return written
 
@@ -422,10 +435,11 @@ def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) 
         palette: RGB of every class, 0 to 255.
 
     Returns:
-        (3, H, W) uint8.
+        (3, H, W) uint8 on the CPU.
     """
+    image, labels = image.float().cpu(), labels.cpu()
     present = [index for index in torch.unique(labels).tolist() if index < len(palette)]
-    masks = labels == torch.tensor(present, device=labels.device).view(-1, 1, 1)
+    masks = labels == torch.tensor(present).view(-1, 1, 1)
     colors: list[str | tuple[int, int, int]] = [palette[index] for index in present]
     pixels = (image * 255).round().to(torch.uint8)
     return draw_segmentation_masks(pixels, masks, alpha=0.6, colors=colors)

@@ -285,6 +285,17 @@ def test_predictions_are_label_pngs_in_the_folders_of_their_images(tmp_path):
             assert file.size == (picture.shape[2], picture.shape[1])
 
 
+def test_drawings_are_overlays_of_what_is_predicted():
+    model = task().eval()
+    pictures = images((40, 50), (64, 33))
+    with torch.no_grad():
+        drawn = model.draw(pictures)
+        predicted = model.predict_labels(pictures)
+    for found, picture, labels_of in zip(drawn, pictures, predicted, strict=True):
+        assert torch.equal(found, overlay(picture, labels_of, model.palette))
+        assert (found.dtype, found.shape) == (torch.uint8, picture.shape)
+
+
 def test_an_overlay_mixes_the_class_s_colour_and_leaves_ignored_pixels():
     image = torch.full((3, 2, 3), 0.5)
     drawn = overlay(image, torch.tensor([[0, 1, 255]] * 2), [(255, 0, 0), (0, 0, 200)])
