@@ -308,9 +308,10 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
         """Parse what was typed, and hold it against the checkpoint."""
         request, command = self.request, self.request.command
-        words = [*request.words, f"--name={request.name}"]
+        # Ahead of what was typed: jsonargparse takes all that follows --model.help for its own.
+        words = [f"--name={request.name}", *request.words]
         if request.ckpt_path is not None:
-            words.append(f"--ckpt_path={request.ckpt_path}")
+            words.insert(0, f"--ckpt_path={request.ckpt_path}")
         options = self._subcommand_parsers[command]
         self.config = parse(parser, command, options, request.configs, words)
         if request.checkpoint is not None and "config" in request.checkpoint:
