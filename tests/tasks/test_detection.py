@@ -210,6 +210,7 @@ class TestCommands:
         assert "val/map" in row
         assert not [name for name in row if "mask" in name]
 
+    @pytest.mark.slow
     def test_four_steps_are_two_and_two(self):
         words = [*FIT, "--model.backbone_args={drop_path_rate: 0.3}", "--model.min_lr=1e-3"]
         words += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
@@ -225,7 +226,7 @@ class TestCommands:
             for name, value in whole[part].items():
                 assert torch.equal(value, halves[part][name]), name
 
-    def test_two_processes_cannot_compute_boxes_in_sixteen_bits(self, capsys):
+    def test_boxes_cannot_be_computed_in_sixteen_bits(self, capsys):
         assert main([*FIT, "--trainer.precision=bf16-true", "--trainer.max_epochs=1"]) == 2
         assert "trainer.precision is bf16-true; torchvision" in capsys.readouterr().err
 
