@@ -12,6 +12,7 @@ export PYTHONWARNINGS :=
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
+	$(BIN)/lightning sweep run overlock_components --profile quickstart --workers 2
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

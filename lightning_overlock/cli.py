@@ -397,13 +397,14 @@ class TrainingCLI(LightningCLI):
             found.append(RunConfig(text, None))
         else:
             found.append(RunConfig(text, self.folder / "config.yaml"))
+            # Before the checkpoints: a kill in between loses no epoch of a continued run.
+            checkpoint = self.request.checkpoint or {}
+            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+            found.append(MetricsFile(self.folder / "metrics.csv", epoch, step))
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")
                 found.append(BestAndLast(self.folder / "checkpoints", monitor, mode))
-            checkpoint = self.request.checkpoint or {}
-            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
-            found.append(MetricsFile(self.folder / "metrics.csv", epoch, step))
         interactive = sys.stdout.isatty()
         if trainer.enable_progress_bar is not False:
             found.append(RichProgressBar() if interactive else EpochLines())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from parity import fill
 from PIL import Image
+from tasks.coco_layout import write_layout
 
 from lightning_overlock.cli import main
 
@@ -25,7 +26,25 @@ TINY = {
     "test": ["--trainer.limit_test_batches=1"],
     "predict": ["--trainer.limit_predict_batches=1"],
     "bench": ["--seconds=0.01"],
+    "sweep": ["--set", "seeds=[1]", "--set", "rows=[full, no_aux]"],
 }
+# For networks and images of the published sizes
+SMALL_DETECTION = [
+    "--model.min_size=[64]",
+    "--model.max_size=96",
+    "--model.proposals=20",
+    "--model.roi_batch_size=16",
+    "--data.num_workers=0",
+    "--trainer.precision=32",
+]
+SMALL_SEGMENTATION = [
+    "--model.test_size=64",
+    "--data.crop_size=64",
+    "--data.resize=[256,64]",
+    "--data.num_workers=0",
+    "--trainer.precision=32",
+]
+SMALL_SCENES = ["--data.scenes.train_images=8", "--data.scenes.eval_images=2"]
 SMALL_MODELS = {
     "overlock_t": "test_overlock",
     "convneur_m3": "test_convneur",
@@ -55,15 +74,25 @@ def smaller(words):
     if "--model.backbone" in rest:
         place = rest.index("--model.backbone") + 1
         rest[place] = SMALL_MODELS.get(rest[place], rest[place])
+    if command == "sweep" and rest[0] == "run":
+        for option in ("data.train_images=64", "data.eval_images=20", "trainer.max_epochs=1"):
+            rest += ["--set", option]
     if command == "fit":
-        rest += ["--data.batch_size=4"]
+        rest += ["--data.batch_size=2" if "coco_1x" in rest else "--data.batch_size=4"]
+        rest += SMALL_DETECTION if "coco_1x" in rest else []
+        rest += SMALL_SEGMENTATION if "ade20k" in rest else []
+        rest += SMALL_SCENES if "detection_quickstart" in rest else []
+        rest += SMALL_SCENES if "segmentation_quickstart" in rest else []
         if "--trainer.max_epochs" in rest:
             rest[rest.index("--trainer.max_epochs") + 1] = "2"
+        elif "--trainer.max_steps" in rest:
+            rest[rest.index("--trainer.max_steps") + 1] = "1"
+            rest[rest.index("--trainer.val_check_interval") + 1] = "1"
         else:
             rest += ["--trainer.max_epochs=1"]
         if "imagenet" in rest:
             rest += ["--model.cooldown_epochs=0"]  # of one epoch none is left for them
-        if "--data.root" in rest:
+        if "--data.root" in rest and "ade20k" not in rest:
             rest += ["--data.image_size=64", "--data.num_workers=0", "--trainer.precision=32"]
     return [command, *rest, *TINY.get(command, [])]
 
@@ -73,6 +102,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "42")
     monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    monkeypatch.setenv("OVERLOCK_CACHE", "cache")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rng = np.random.default_rng(0)
     for root in ("photos", "imagenet"):
         for split, count in (("train", 6), ("val", 3)):
@@ -82,10 +113,33 @@ def workplace(tmp_path, monkeypatch):
                 for i in range(count):
                     pixels = rng.integers(0, 255, (80, 90, 3), dtype=np.uint8)
                     Image.fromarray(pixels).save(folder / f"{i}.png")
-    keys = Path(fill.__file__).parent / "keys_overlock_xt.json"
-    weights = fill.state_dict(json.loads(keys.read_text()))
-    torch.save(weights, tmp_path / "overlock_xt_in1k_224.pth")
+    for size in ("xt", "t"):
+        keys = Path(fill.__file__).parent / f"keys_overlock_{size}.json"
+        weights = fill.state_dict(json.loads(keys.read_text()))
+        torch.save(weights, tmp_path / f"overlock_{size}_in1k_224.pth")
+    write_parts(tmp_path / "parts")
+    write_plots(tmp_path / "plots", rng)
     return tmp_path
+
+
+def write_parts(root):
+    """Objects in COCO's format, in a layout of one's own."""
+    write_layout(root)
+    for split in ("train", "val"):
+        (root / f"{split}2017").rename(root / split)
+        (root / "annotations" / f"instances_{split}2017.json").rename(root / f"{split}.json")
+
+
+def write_plots(root, rng):
+    for split, count in (("train", 6), ("val", 2)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / split / f"{i}.jpg")
+            classes = rng.integers(0, 3, (7, 9), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+            Image.fromarray(classes).save(root / "labels" / split / f"{i}.png")
+    (root / "classes.txt").write_text("soil\nwheat\nweed\n")
 
 
 @pytest.mark.slow
@@ -97,7 +151,11 @@ def test_every_command_runs_in_the_order_of_the_readme(workplace, capsys):
         code = main(smaller(words))
         shown = capsys.readouterr()
         assert code == 0, f"{command}\n{shown.out}\n{shown.err}"
-    assert (workplace / "runs/finetune-overlock_xt/predictions.csv").is_file()
+    runs = workplace / "runs"
+    assert (runs / "finetune-overlock_xt/predictions.csv").is_file()
+    assert (runs / "parts/detections.json").is_file()
+    assert list((runs / "plots/segmentation").rglob("*.overlay.png"))
+    assert "auxiliary loss" in (runs / "overlock_components-digits/table.md").read_text()
 
 
 def test_every_line_of_python_runs():

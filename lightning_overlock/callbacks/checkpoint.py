@@ -71,11 +71,11 @@ class BestAndLast(Checkpoint):
         value, best = float(score), self.best_model_score
         if best is None or (value > best if self.mode == "max" else value < best):
             self.best_model_score = value
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._save(trainer, "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last checkpoint."""
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._save(trainer, "last.ckpt")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if a signal came during the end of the last epoch, which is saved."""
@@ -120,11 +120,18 @@ class BestAndLast(Checkpoint):
         if is_rank_zero():
             print("\nStopping after this step to save it; once more stops at once.", flush=True)
 
+    def _save(self, trainer: Trainer, name: str) -> None:
+        """Save under another name first: whatever kills the process, the checkpoint is whole."""
+        part = self.folder / f"{name}.part"
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(self.folder / name)
+
     def _stop_if_asked(self, trainer: Trainer, save: bool) -> None:
         asked = self._signum is not None
         if trainer.world_size > 1:  # all processes must stop at the same step
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
             if save:
-                trainer.save_checkpoint(self.folder / "last.ckpt")
+                self._save(trainer, "last.ckpt")
             raise Interrupted(self._signum or signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,19 @@ class MetricsFile(Checkpoint):
             if not stale and not name.endswith("_step"):
                 row[name] = f"{float(value):.6g}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+", newline="") as file:
+        self.path.touch()
+        with self.path.open("r+", newline="") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a validation may run beside the training
-            file.seek(0)
             rows: list[dict[str, Any]] = list(csv.DictReader(file))
             if stage == "fit" and epoch is not None:
                 rows = [r for r in rows if r["stage"] != "fit" or int(r["epoch"]) < epoch]
             rows.append(row)
-            file.seek(0)
-            file.truncate()
             columns = list(dict.fromkeys(name for r in rows for name in r))
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+            # Shortened only afterwards, so that a kill leaves no empty file.
+            file.seek(0)
+            file.write(text.getvalue())
+            file.truncate()
