@@ -25,6 +25,7 @@ from lightning_overlock.callbacks.checkpoint import BestAndLast, Interrupted
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.metrics_file import MetricsFile
+from lightning_overlock.callbacks.prediction_images import PredictionImages
 from lightning_overlock.callbacks.run_config import RunConfig
 from lightning_overlock.callbacks.run_folder import (
     hold,
@@ -401,6 +402,7 @@ class TrainingCLI(LightningCLI):
             checkpoint = self.request.checkpoint or {}
             epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
             found.append(MetricsFile(self.folder / "metrics.csv", epoch, step))
+            found.append(PredictionImages())
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")

@@ -66,7 +66,7 @@ def _row_sheet(results: Results) -> Sheet:
         if column in COSTS:
             columns[COSTS[column]] = [_number(line.cost.get(column)) for line in lines]
         elif column == "seconds":
-            columns["training (s)"] = [_number(line.seconds) for line in lines]
+            columns["wall time (s)"] = [_number(line.seconds) for line in lines]
         elif column == "metric":
             columns[results.metric] = [_metric_cell(line, scale) for line in lines]
             columns["95 % interval"] = [_interval_cell(line, scale) for line in lines]
@@ -159,14 +159,15 @@ def _figure(value: float, scale: float) -> str:
 def _metric_cell(line: Line, scale: float) -> str:
     if line.mean is None:
         return "failed" if "failed" in line.state else "not run"
-    if line.spread is None:
-        return _figure(line.mean, scale)
-    text = f"{_figure(line.mean, scale)} ± {_figure(line.spread[1], scale)}"
+    text = _figure(line.mean, scale)
+    if line.spread is not None:
+        text += f" ± {_figure(line.spread[1], scale)}"
     return f"{text} (n = {len(line.values)})" if line.state else text
 
 
 def _interval_cell(line: Line, scale: float) -> str:
-    if line.spread is None:
+    # Of two seeds it is as wide as the metric's whole range, and says nothing.
+    if line.spread is None or len(line.values) < 3:
         return ""
     low, high = line.spread[2]
     return f"{_figure(low, scale)} to {_figure(high, scale)}"
@@ -224,7 +225,7 @@ def _search_sheet(results: Results) -> Sheet:
         notes.insert(0, f"Best: {' '.join(best)}")
     return Sheet(
         f"{sweep.title} ({sweep.name}, {sweep.profile})",
-        ["", *options, results.metric, "training (s)"],
+        ["", *options, results.metric, "wall time (s)"],
         cells,
         records,
         notes + results.facts,

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.backbone import size_explained
 from lightning_overlock.tasks.base import BaseTask
+from lightning_overlock.tasks.drawing import draw_class
 
 Prediction = tuple[str, list[str], list[float]]
 
@@ -132,6 +133,11 @@ class ClassificationTask(BaseTask):
             )
         return self.mixup(images, labels)
 
+    def on_validation_epoch_start(self) -> None:
+        """Start to count. Not at the end: what `validate` made no training could change."""
+        self.val_loss.reset()
+        self.val_metrics.reset()
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a batch."""
         self._evaluate(batch, self.val_loss, self.val_metrics)
@@ -139,6 +145,11 @@ class ClassificationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, `val/top1` and `val/top5`."""
         self._log_evaluation("val", self.val_loss, self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Start to count."""
+        self.test_loss.reset()
+        self.test_metrics.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a batch."""
@@ -161,8 +172,14 @@ class ClassificationTask(BaseTask):
         # At the end of the epoch and not in the step: every process gets here, also one
         # without a batch, so that none waits for another for ever.
         self.log_dict({f"{stage}/loss": loss.compute(), **metrics.compute()}, prog_bar=True)
-        loss.reset()
-        metrics.reset()
+
+    def draw(self, images: Tensor) -> list[Tensor]:
+        """Return each image (3, H, W) with the likeliest class written on it, uint8."""
+        likeliest = self(images).argmax(dim=1).tolist()
+        return [
+            draw_class(image, self.class_names[index])
+            for image, index in zip(images, likeliest, strict=True)
+        ]
 
     def on_predict_epoch_start(self) -> None:
         """Start a new list."""

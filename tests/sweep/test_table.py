@@ -99,7 +99,7 @@ def test_a_full_row_has_all_its_figures(sweep):
         "parameters (M)": "0.43",
         "multiply-adds (G)": "0.021",
         "images/s": "1,234",
-        "training (s)": "60",
+        "wall time (s)": "60",
         "val/top1 (%)": "71.00 ± 1.00",
         "95 % interval": "68.52 to 73.48",
         "difference": "-10.00*",
@@ -128,7 +128,7 @@ def test_one_seed_has_neither_spread_nor_verdict(sweep):
     values = {k: v for k, v in THREE.items() if k[1] == 1}
     page = sheet(results(study_of(sweep, values), sweep))
     row = read_markdown(markdown(page))["add \\| sum"]
-    assert row["val/top1 (%)"] == "70.00"
+    assert row["val/top1 (%)"] == "70.00 (n = 1)"
     assert row["95 % interval"] == ""
     assert row["difference"] == "-10.00"
     assert row["sign agrees"] == "yes, within noise"

@@ -207,3 +207,22 @@ def test_bf16_trains_to_finite_weights_with_a_float32_loss(tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert training_loss(model, *batch()).dtype == torch.float32
+
+
+def test_the_likeliest_class_is_written_on_each_image(monkeypatch):
+    monkeypatch.setattr(
+        "lightning_overlock.tasks.classification.draw_class", lambda image, words: words
+    )
+    model = task("test_convnext").eval()
+    logits = torch.tensor([[0.0, 3, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 0, 9]])
+    monkeypatch.setattr(model.model, "forward", lambda images: logits)
+    assert model.draw(batch(2)[0]) == ["bee", "gnu"]
+
+
+def test_validation_before_training_does_no_harm(tmp_path):
+    model = task("test_convnext")
+    loader = DataLoader(TensorDataset(*batch(4)), batch_size=2)
+    trainer(tmp_path).validate(model, loader, verbose=False)
+    trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1).fit(
+        model, loader, loader
+    )
