@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps: the last one, the best one, and one when it is interrupted."""
 
+import math
 import signal
 import threading
 from pathlib import Path
@@ -69,6 +70,8 @@ class BestAndLast(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
             return
         value, best = float(score), self.best_model_score
+        if math.isnan(value):  # of a set without an object, for example
+            return
         if best is None or (value > best if self.mode == "max" else value < best):
             self.best_model_score = value
             self._save(trainer, "best.ckpt")

@@ -97,6 +97,8 @@ class SegmentationTask(BaseTask):
         auxiliary_weight: Weight of the loss of an FCN head on the map of H/16; with 0 there is no
             such head.
         auxiliary_width: Channels of that head.
+        class_weights: Weight of each class in the losses, 1 by default; a low one for a background
+            that fills most of the pixels lets the other classes be learned sooner.
         test_size: Short side of images in evaluation; None keeps their size.
         test_max_size: Limit of their long side.
         inference: Of the whole image at once, or of overlapping windows, averaged.
@@ -133,6 +135,7 @@ class SegmentationTask(BaseTask):
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
         auxiliary_width: int = 256,
+        class_weights: list[float] | None = None,
         test_size: int | None = 512,
         test_max_size: int = 2048,
         inference: Literal["whole", "slide"] = "whole",
@@ -159,6 +162,13 @@ class SegmentationTask(BaseTask):
         ):
             if value is not None and value < least:
                 raise InputError(f"model.{name} is {value}, expected at least {least}")
+        if class_weights is not None and (
+            len(class_weights) != len(class_names) or min(class_weights) < 0
+        ):
+            raise InputError(
+                f"model.class_weights is {class_weights}; expected {len(class_names)} numbers of "
+                f"at least 0, in the order {', '.join(class_names[:4])}, …"
+            )
         if stride > window:
             raise InputError(
                 f"model.stride is {stride}, expected at most the window's side, {window}: "
@@ -209,16 +219,29 @@ class SegmentationTask(BaseTask):
         """Return the loss: the decoder's and the weighted one of the auxiliary head."""
         images, labels = batch
         maps = self.model.maps(images)
-        loss = _cross_entropy(self.model.decoder(maps), labels)
+        loss = self._cross_entropy(self.model.decoder(maps), labels)
         parts = {"train/loss": loss}
         if self.model.auxiliary is not None:
-            auxiliary_loss = _cross_entropy(self.model.auxiliary(maps[2]), labels)
+            auxiliary_loss = self._cross_entropy(self.model.auxiliary(maps[2]), labels)
             parts["train/decoder_loss"] = loss
             parts["train/auxiliary_loss"] = auxiliary_loss
             loss = parts["train/loss"] = loss + self.hparams["auxiliary_weight"] * auxiliary_loss
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log_dict(parts, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over all pixels of labels (B, H, W), to whose size logits are resized."""
+        resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear").float()
+        weights = self.hparams["class_weights"]
+        losses = F.cross_entropy(
+            resized,
+            labels,
+            weight=None if weights is None else resized.new_tensor(weights),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        return losses / labels.numel()
 
     # Inference
 
@@ -443,13 +466,6 @@ def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) 
     colors: list[str | tuple[int, int, int]] = [palette[index] for index in present]
     pixels = (image * 255).round().to(torch.uint8)
     return draw_segmentation_masks(pixels, masks, alpha=0.6, colors=colors)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean over all pixels of labels (B, H, W), to whose size logits are resized."""
-    resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear").float()
-    losses = F.cross_entropy(resized, labels, ignore_index=IGNORED, reduction="sum")
-    return losses / labels.numel()
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -80,8 +80,9 @@ def pointwise(**arguments):
 
 
 class TestLoss:
-    def test_is_the_mean_over_all_pixels_of_both_heads(self):
-        model = task("test_overlock", auxiliary_weight=0.3).double().eval()
+    @pytest.mark.parametrize("weights", [None, [0.1, 1.0, 2.0, 0.0, 1.0]])
+    def test_is_the_mean_over_all_pixels_of_both_heads(self, weights):
+        model = task("test_overlock", auxiliary_weight=0.3, class_weights=weights).double().eval()
         pictures = torch.stack(images((64, 96), (64, 96))).double()
         wanted = torch.stack(labels((64, 96), (64, 96)))
         loss, logged = training_loss(model, pictures, wanted)
@@ -97,7 +98,8 @@ class TestLoss:
         for logits in resized:
             log_sum = np.log(np.exp(logits).sum(1))
             chosen = np.take_along_axis(logits, target[:, None], 1)[:, 0]
-            losses.append(((log_sum - chosen) * counted).mean())
+            of_class = np.array(weights or [1.0] * 5)[target]
+            losses.append(((log_sum - chosen) * of_class * counted).mean())
         assert loss.item() == pytest.approx(losses[0] + 0.3 * losses[1], rel=1e-6)
         assert logged["train/decoder_loss"].item() == pytest.approx(losses[0], rel=1e-6)
         assert logged["train/auxiliary_loss"].item() == pytest.approx(losses[1], rel=1e-6)
@@ -330,6 +332,7 @@ def test_a_tiny_set_is_learnt(tmp_path):
         ({"test_size": 0}, "model.test_size is 0, expected at least 1"),
         ({"test_size": 512, "test_max_size": 500}, "test_max_size is 500, expected at least 512"),
         ({"auxiliary_weight": -1}, "auxiliary_weight is -1"),
+        ({"class_weights": [1.0, 1.0]}, "expected 5 numbers of at least 0, in the order ant, bee"),
         ({"backbone": "vit_tiny_patch16_224"}, "maps at the reductions"),
         ({"backbone": "resnet19"}, "Did you mean 'resnet18'"),
     ],
