@@ -38,7 +38,8 @@ class UPerHead(nn.Module):
         self.pooled = conv_norm_relu(last + len(pool_scales) * width, width, 3)
         self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels[:-1])
         self.smooth = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[:-1])
-        self.fuse = conv_norm_relu(len(channels) * width, width, 3)
+        # Not `fuse`: timm would take it for the method that makes the inference form.
+        self.merge = conv_norm_relu(len(channels) * width, width, 3)
         self.classifier = classifier(width, num_classes, dropout)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -52,7 +53,7 @@ class UPerHead(nn.Module):
             levels[index] = levels[index] + _resize(levels[index + 1], levels[index])
         levels = [smooth(x) for smooth, x in zip(self.smooth, levels, strict=False)]
         levels.append(top)
-        fused = self.fuse(torch.cat([_resize(x, levels[0]) for x in levels], dim=1))
+        fused = self.merge(torch.cat([_resize(x, levels[0]) for x in levels], dim=1))
         return self.classifier(fused)
 
 

@@ -130,7 +130,8 @@ class Block(nn.Module):
         if fusion == "gate":
             self.gate_tap = Tap()
         if fusion == "concat":
-            self.fuse = nn.Conv2d(2 * dim, dim, 1)
+            # Not `fuse`: timm would take it for the method that makes the inference form.
+            self.merge = nn.Conv2d(2 * dim, dim, 1)
         self.layer_scale = (
             nn.Parameter(torch.full((dim, 1, 1), layer_scale)) if layer_scale else None
         )
@@ -148,7 +149,7 @@ class Block(nn.Module):
         elif self.fusion == "add":
             branch = local + read_out
         else:
-            branch = self.fuse(torch.cat((local, read_out), 1))
+            branch = self.merge(torch.cat((local, read_out), 1))
         if self.layer_scale is not None:
             branch = branch * self.layer_scale
         return x + self.drop_path(branch)

@@ -136,9 +136,11 @@ def _finish(study: Study, build: Build, folder: Path) -> None:
     from lightning_overlock.sweep import cost, table
 
     known = study.optuna.user_attrs.get("cost", {})
-    if study.sweep.search is None and not set(study.rows()) <= known.keys():
-        study.optuna.set_user_attr("cost", known | cost.measure(study.sweep, build))
-    table.write(study.optuna, study.sweep, folder)
+    try:
+        if study.sweep.search is None and not set(study.rows()) <= known.keys():
+            study.optuna.set_user_attr("cost", known | cost.measure(study.sweep, build))
+    finally:  # whatever happens to the costs, the results are shown
+        table.write(study.optuna, study.sweep, folder)
 
 
 def _devices(typed: str | None, workers: int | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,3 +127,10 @@ def test_heads_learn_a_map_of_two_halves():
         F.cross_entropy(head(x), target).backward()
         optimizer.step()
     assert (head.eval()(x).argmax(1) == target).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("head", [UPerHead, SemanticFPNHead])
+def test_timm_s_inference_form_changes_no_output(head):
+    model, levels = head(CHANNELS, 5).eval(), maps()
+    with torch.inference_mode():
+        torch.testing.assert_close(reparameterize_model(model)(levels), model(levels))

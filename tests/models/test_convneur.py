@@ -3,6 +3,7 @@ import itertools
 import pytest
 import timm
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 
 import lightning_overlock  # noqa: F401  (registers the models)
@@ -56,10 +57,10 @@ def test_fusion_is_what_it_is_called(fusion):
     elif fusion == "add":
         branch = local + read_out
     else:
-        first, second = block.fuse.weight[:, :, 0, 0].split(16, 1)
+        first, second = block.merge.weight[:, :, 0, 0].split(16, 1)
         branch = torch.einsum("oc,bchw->bohw", first, local)
         branch = branch + torch.einsum("oc,bchw->bohw", second, read_out)
-        branch = branch + block.fuse.bias[:, None, None]
+        branch = branch + block.merge.bias[:, None, None]
     torch.testing.assert_close(block(x, read_out), x + 0.5 * branch, atol=1e-5, rtol=1e-5)
 
 
@@ -114,7 +115,7 @@ def test_gate_read_out_local_map_and_surprise_can_be_asked_for():
 
 def test_without_a_global_branch_nothing_of_it_is_left():
     model = make(global_placement="none")
-    assert not any("global" in n or "fuse" in n for n in names(model))
+    assert not any("global" in n or "merge" in n for n in names(model))
     assert make().state_dict().keys() > model.state_dict().keys()
     with pytest.raises(ValueError, match="no tap is called 'gate'"), capture(model, "gate"):
         pass
@@ -308,3 +309,10 @@ def test_the_four_models_are_registered_under_their_description():
         assert isinstance(model, ConvNeur)
         assert "reconstructed dimensions" in model.default_cfg["notes"]
         assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_timm_s_inference_form_changes_no_output(fusion):
+    model = make(fusion=fusion).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(reparameterize_model(model)(image()), model(image()))

@@ -70,7 +70,9 @@ def test_the_sweeps_are_those_of_the_readme():
 
 def test_the_wheel_carries_the_sweeps_where_they_are_looked_for():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    assert wheel["targets"]["wheel"]["force-include"] == {"sweeps": "lightning_overlock/sweeps"}
+    assert wheel["targets"]["wheel"]["force-include"] == {
+        f"sweeps/{name}.yaml": f"lightning_overlock/sweeps/{name}.yaml" for name in EXPECTED
+    }
 
 
 def test_published_figures_are_the_paper_s_and_overlock_has_none():
