@@ -209,7 +209,7 @@ WRONG = [
         (*FIT, "--data", "DigitDataModule"),
         [
             "--data DigitDataModule: no class of this name. Did you mean 'DigitsDataModule'?",
-            "Expected one of ClutteredDigitsDataModule, ",
+            "Expected one of Ade20kDataModule, ClutteredDigitsDataModule, ",
         ],
     ),
     (
