@@ -44,10 +44,12 @@ class MetricsFile(Checkpoint):
         self._validated = False
 
     def _write(self, trainer: Trainer, stage: str, epoch: int | None, step: int | None) -> None:
+        # Asked for by all processes: Lightning reduces them over all of them here.
+        metrics = trainer.callback_metrics
         if not trainer.is_global_zero:
             return
         row: dict[str, Any] = {"stage": stage, "epoch": epoch, "step": step}
-        for name, value in trainer.callback_metrics.items():
+        for name, value in metrics.items():
             # The last validation's values stay around in epochs without validation.
             stale = stage == "fit" and name.startswith("val/") and not self._validated
             if not stale and not name.endswith("_step"):
