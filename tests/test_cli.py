@@ -450,9 +450,12 @@ def test_the_weights_of_another_network_are_refused(trained, capsys):
     del content["config"]
     torch.save(content, "plain.ckpt")
     lines = answer(
-        capsys, "validate", "--ckpt_path=plain.ckpt", "--config=quickstart",
-        "--model.backbone=test_convnext"
-    )  # fmt: skip
+        capsys,
+        "validate",
+        "--ckpt_path=plain.ckpt",
+        "--config=quickstart",
+        "--model.backbone=test_convnext",
+    )
     assert "plain.ckpt was made with test_overlock, this task has test_convnext" in lines[0]
 
 

@@ -190,7 +190,9 @@ class Runner:
         try:
             trained = False
             # Without an earlier trial a folder of this name is not this study's.
-            if earlier and _is_free(folder) and can_continue(folder):
+            if earlier:
+                _wait_until_free(folder)
+            if earlier and can_continue(folder):
                 before = earlier[-1].user_attrs.get("seconds_before", 0.0)
                 attributes["seconds_before"] = before + seconds_trained(folder)
                 trained = is_finished(folder)
@@ -374,15 +376,17 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _is_free(folder: Path) -> bool:
-    """Wait for an earlier process to leave its run folder, a minute at most."""
+def _wait_until_free(folder: Path) -> None:
+    """Wait for an earlier process to leave its run folder, a minute at most.
+
+    After that `fit` says what is wrong.
+    """
     for _ in range(60):
         try:
             with hold(folder, continued=True):
-                return True
+                return
         except InputError:
             time.sleep(1)
-    return True  # `fit` will say what is wrong
 
 
 def _write_hparams(folder: Path, parameters: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -112,7 +112,7 @@ class DetectionTask(BaseTask):
         # In the checkpoint, so that prediction on plain images can name the file's categories.
         self.register_buffer("category_ids", torch.arange(1, len(class_names) + 1))
 
-    def build_model(self, num_classes: int, **kwargs: Any) -> nn.Module:
+    def build_model(self, num_classes: int) -> nn.Module:
         """Return the detector."""
         hparams = self.hparams
         features = DenseFeatures(self.backbone, hparams["backbone_args"])

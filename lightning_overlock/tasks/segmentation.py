@@ -178,7 +178,7 @@ class SegmentationTask(BaseTask):
             raise InputError(f"model.test_scales is {list(test_scales)}, expected positive factors")
         super().__init__(class_names, **kwargs)
 
-    def build_model(self, num_classes: int, **kwargs: Any) -> Segmenter:
+    def build_model(self, num_classes: int) -> Segmenter:
         """Return the network for so many classes."""
         hparams = self.hparams
         features = DenseFeatures(self.backbone, hparams["backbone_args"])

@@ -39,9 +39,16 @@ def test_shape_type_and_input_stay_and_a_seed_repeats(name, size):
 
 
 RANDOM = [
-    "gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost",
-    "fog", "elastic_transform",
-]  # fmt: skip
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "snow",
+    "frost",
+    "fog",
+    "elastic_transform",
+]
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -43,9 +43,16 @@ def test_sums_over_stages_are_the_benchmarks_totals(name):
 
 def test_stages_of_overlock_are_its_sub_networks():
     assert list(stages_of(timm.create_model("test_overlock"))) == [
-        "stem", "base.0", "base.1", "base.2", "overview", "context_proj", "focus.0", "focus.1",
+        "stem",
+        "base.0",
+        "base.1",
+        "base.2",
+        "overview",
+        "context_proj",
+        "focus.0",
+        "focus.1",
         "head",
-    ]  # fmt: skip
+    ]
 
 
 def test_costs_by_hand():
@@ -85,8 +92,11 @@ def test_growth_is_measured_at_every_size_for_every_model():
     conv = nn.Conv2d(3, 8, 3, padding=1)
     rows = growth_rows({"one": conv, "two": nn.Sequential(conv, nn.ReLU())}, [16, 32], seconds=0)
     assert [(row["model"], row["side px"]) for row in rows] == [
-        ("one", 16), ("two", 16), ("one", 32), ("two", 32),
-    ]  # fmt: skip
+        ("one", 16),
+        ("two", 16),
+        ("one", 32),
+        ("two", 32),
+    ]
     assert rows[2]["multiply-adds G"] == pytest.approx(32 * 32 * 8 * 27 / 1e9)
     assert conv.training
     assert growth_exponents(rows)[1]["multiply-adds G"] == pytest.approx(1)

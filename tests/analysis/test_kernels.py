@@ -39,8 +39,11 @@ def test_without_affinities_kernels_are_uniform():
         np.testing.assert_allclose(effective_size(found), size, rtol=1e-5)
     rows = kernel_rows(kernels)
     assert [(row["kernel"], row["group"]) for row in rows] == [
-        ("5x5", 0), ("5x5", 1), ("3x3", 0), ("3x3", 1),
-    ]  # fmt: skip
+        ("5x5", 0),
+        ("5x5", 1),
+        ("3x3", 0),
+        ("3x3", 1),
+    ]
     assert rows[0]["entropy nats"] == pytest.approx(np.log(25), rel=1e-5)
     assert rows[0]["share of log K^2"] == pytest.approx(1, rel=1e-5)
 
@@ -78,8 +81,10 @@ def test_every_layer_of_the_model_is_found():
     kernels = dynamic_kernels(model, torch.randn(1, 3, 64, 96))
     assert set(kernels) == {
         f"focus.{stage}.blocks.{block} {size}"
-        for stage in (0, 1) for block in (0, 1) for size in ("7x7", "5x5")
-    }  # fmt: skip
+        for stage in (0, 1)
+        for block in (0, 1)
+        for size in ("7x7", "5x5")
+    }
     assert kernels["focus.0.blocks.0 7x7"].shape[2:4] == (7, 10)  # of 4 x 6
     assert model.training
 

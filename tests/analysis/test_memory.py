@@ -104,8 +104,11 @@ def test_rows_say_what_changes_and_the_model_does_not():
     rows = memory_rows(model, images, chunk_sizes=[16, 64], scans=["whole"])
     first = [row for row in rows if row["memory"] == "stages.0.global_branch.operator"]
     assert [row["setting"] for row in first] == [
-        "as built", "chunks of 16", "chunks of 64", "whole scan",
-    ]  # fmt: skip
+        "as built",
+        "chunks of 16",
+        "chunks of 64",
+        "whole scan",
+    ]
     assert [row["chunks"] for row in first] == [16, 16, 4, 16]
     assert [row["change of the read-out"] == 0 for row in first] == [True, True, False, False]
     assert (memory.chunk_size, memory.scan, memory.max_step) == settings
