@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 
-.PHONY: quickstart test slow check clean
+.PHONY: quickstart test slow test-notebooks check clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
@@ -19,6 +19,9 @@ test: .venv/ready
 
 slow: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-notebooks: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
 
 check: .venv/ready
 	$(BIN)/ruff check .
