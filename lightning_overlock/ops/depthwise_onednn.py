@@ -1,0 +1,68 @@
+"""Depthwise convolution on a CPU: all three passes as forward convolutions that oneDNN is fast at.
+
+oneDNN's kernels for the gradients of large or dilated depthwise convolutions, and for padding of 7
+and more, are plain loops, up to a hundred times slower than its best ones. Both gradients are
+depthwise convolutions themselves, and padding can be put around the map beforehand.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Padding and strides from which oneDNN 3 leaves its fast kernels (of AVX-512, of AVX2).
+SLOW_PADDING = 7
+SLOW_STRIDE = 4
+
+
+def correlate(
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None
+) -> list[Tensor]:
+    """Return x (B, C, H, W) convolved with each weight (C, 1, k, k); bias goes to the first."""
+    return [
+        _convolve(x, weight, None if index else bias, dilation)
+        for index, (weight, dilation) in enumerate(zip(weights, dilations, strict=True))
+    ]
+
+
+def input_gradient(grads: list[Tensor], weights: list[Tensor], dilations: list[int]) -> Tensor:
+    """Return the gradient (B, C, H, W) of the input: each output's convolved with flipped taps."""
+    parts = zip(grads, weights, dilations, strict=True)
+    grad, weight, dilation = next(parts)
+    total = _convolve(grad, weight.flip(2, 3), None, dilation)
+    for grad, weight, dilation in parts:
+        total += _convolve(grad, weight.flip(2, 3), None, dilation)
+    return total
+
+
+def weight_gradients(
+    x: Tensor, grads: list[Tensor], weights: list[Tensor], dilations: list[int]
+) -> list[Tensor]:
+    """Return the gradients (C, 1, k, k) of the weights.
+
+    Every map of x is convolved with the map of the gradient as its kernel; the dilation is the
+    stride of that. Images become channels, whose results are summed.
+    """
+    batch, channels, height, width = x.shape
+    maps = x.contiguous().view(1, batch * channels, height, width)
+    found = []
+    for grad, weight, dilation in zip(grads, weights, dilations, strict=True):
+        padding = dilation * (weight.shape[-1] // 2)
+        source = maps
+        if dilation >= SLOW_STRIDE or padding >= min(SLOW_PADDING, height, width):
+            source, padding = F.pad(maps, (padding,) * 4), 0
+        kernel = grad.contiguous().view(batch * channels, 1, height, width)
+        taps = F.conv2d(source, kernel, None, dilation, padding, 1, batch * channels)
+        by_image = taps.view(batch, *weight.shape)
+        found.append(by_image.sum(0, dtype=torch.promote_types(weight.dtype, torch.float32)))
+    return [grad.to(weight.dtype) for grad, weight in zip(found, weights, strict=True)]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    padding = dilation * (weight.shape[-1] // 2)
+    # Without dilation the channels-last kernel takes any padding.
+    plain = dilation == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    if not plain and padding >= min(SLOW_PADDING, *x.shape[-2:]):
+        x, padding = F.pad(x, (padding,) * 4), 0
+    return F.conv2d(x, weight, bias, 1, padding, dilation, x.shape[1])
