@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_overlock.layers.conv_norm import ConvNorm, conv_like, norm_affine
+from lightning_overlock.layers.conv_norm import ConvNorm, norm_affine
+from lightning_overlock.ops.depthwise import depthwise
 
 # Kernel size -> (kernel, dilation) of each parallel branch, as OverLoCK's release trains them.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -16,6 +16,22 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     7: ((5, 1), (3, 1), (3, 2), (3, 3)),
     5: ((3, 1), (3, 2)),
 }
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise KxK convolution with bias, in the form that `ops.depthwise` takes.
+
+    Args:
+        channels: C.
+        kernel_size: K, odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return depthwise(x, [self.weight], bias=self.bias)[0]
 
 
 class DilatedReparamConv(nn.Module):
@@ -46,14 +62,16 @@ class DilatedReparamConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        if self.training:
-            y = self.large(x)
-            for branch in self.branches:
-                y = y + branch(x)
-            return self.norm(y)
-        weight, bias = self.merged()
-        conv = self.large.conv
-        return F.conv2d(x, weight, bias, padding=conv.padding, groups=conv.groups)
+        if not self.training:
+            weight, bias = self.merged()
+            return depthwise(x, [weight], bias=bias)[0]
+        parts = [self.large, *self.branches]
+        weights = [part.conv.weight for part in parts]
+        maps = depthwise(x, weights, [part.conv.dilation[0] for part in parts])
+        y = self.large.norm(maps[0])
+        for part, found in zip(parts[1:], maps[1:], strict=True):
+            y = y + part.norm(found)
+        return self.norm(y)
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return the (C, 1, K, K) weight and the (C,) bias of evaluation mode."""
@@ -72,6 +90,10 @@ class DilatedReparamConv(nn.Module):
         factor, shift = norm_affine(self.norm)
         return weight * factor.view(-1, 1, 1, 1), bias * factor + shift
 
-    def fuse(self) -> nn.Conv2d:
+    def fuse(self) -> DepthwiseConv:
         """Return the equivalent single convolution."""
-        return conv_like(self.large.conv, *self.merged())
+        weight, bias = self.merged()
+        fused = DepthwiseConv(weight.shape[0], weight.shape[-1]).to(weight)
+        fused.weight = nn.Parameter(weight.detach().clone())
+        fused.bias = nn.Parameter(bias.detach().clone())
+        return fused.train(self.training)
