@@ -38,12 +38,14 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow float16
+        # Squares overflow float16, and so does the gradient of the factor, a sum over the map.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         # In channels_last this is five times faster than vector_norm. Clamped, because the root
         # of a channel that is zero everywhere has no gradient.
         response = (wide * wide).sum((2, 3), keepdim=True).clamp_min(1e-30).sqrt()
         relative = response / (response.mean(dim=1, keepdim=True) + self.eps)
-        return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * relative).to(x.dtype))
+        beta = self.beta.to(wide.dtype)
+        return torch.addcmul(beta, wide, 1 + self.gamma * relative).to(x.dtype)
 
 
 class ChannelScale(nn.Module):
