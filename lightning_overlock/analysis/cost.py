@@ -209,11 +209,12 @@ def _watched(
             handle.remove()
 
 
-def plot_stage_costs(costs: dict[str, list[Row]]) -> Figure:
+def plot_stage_costs(costs: dict[str, list[Row]], shown: Sequence[str] = COSTS) -> Figure:
     """Draw the stages' shares of every cost as stacked bars, one bar per model.
 
     Args:
         costs: by model, rows as `stage_costs` returns them.
+        shown: the costs to draw, for example without the times of a machine that others use too.
 
     Example:
         >>> row = {"parameters M": 1.0, "multiply-adds G": 1.0, "activations MiB": 1.0}
@@ -223,8 +224,8 @@ def plot_stage_costs(costs: dict[str, list[Row]]) -> Figure:
         ['parameters M', 'multiply-adds G', 'activations MiB', 'inference ms']
     """
     with style():
-        figure, axes = panels(1, len(COSTS), width=1.2 + 0.9 * len(costs), height=3.6)
-        for panel, cost in zip(axes[0], COSTS, strict=True):
+        figure, axes = panels(1, len(shown), width=1.2 + 0.9 * len(costs), height=3.6)
+        for panel, cost in zip(axes[0], shown, strict=True):
             tallest = max(row[cost] for rows in costs.values() for row in rows)
             for place, rows in enumerate(costs.values()):
                 bottom = 0.0
@@ -340,11 +341,12 @@ def growth_exponents(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def plot_growth(rows: Sequence[Row]) -> Figure:
+def plot_growth(rows: Sequence[Row], shown: Sequence[str] = GROWTH) -> Figure:
     """Draw costs of several models over the side of the image, with linear and quadratic growth.
 
     Args:
         rows: as `growth_rows` returns them.
+        shown: the costs to draw.
 
     Example:
         >>> row = {"model": "m", "multiply-adds G": 1.0, "inference ms": 2.0}
@@ -356,8 +358,8 @@ def plot_growth(rows: Sequence[Row]) -> Figure:
     names = list(dict.fromkeys(row["model"] for row in rows))
     exponents = {row["model"]: row for row in growth_exponents(rows)}
     with style():
-        figure, axes = panels(1, len(GROWTH), width=3.0, height=3.0)
-        for panel, cost in zip(axes[0], GROWTH, strict=True):
+        figure, axes = panels(1, len(shown), width=3.0, height=3.0)
+        for panel, cost in zip(axes[0], shown, strict=True):
             for name in names:
                 own = [row for row in rows if row["model"] == name and row[cost]]
                 if not own:
