@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.ops.contmix import contmix, contmix_kernels
+from lightning_overlock.ops.contmix import contmix_from_queries, contmix_kernels, contmix_logits
 
 
 class ContMix(nn.Module):
@@ -93,12 +93,23 @@ class ContMix(nn.Module):
             x = F.interpolate(x, resized, mode="bilinear")
             context = x if same else F.interpolate(context, resized, mode="bilinear")
             value = F.interpolate(value, resized, mode="bilinear")
-        small, large = self._logits(x, context)
-        if self.kernel_tap.wanted:
+        query, prototypes = self._query_and_prototypes(x, context)
+        if self.kernel_tap.wanted or self.small_kernel_tap.wanted:
+            small, large = contmix_logits(
+                query, prototypes, self.kernel_map.bias, self.small_kernel
+            )
             self.kernel_tap(contmix_kernels(large, self.large_bias, *resized))
-        if self.small_kernel_tap.wanted and small is not None:
-            self.small_kernel_tap(contmix_kernels(small, self.small_bias, *resized))
-        mixed = contmix(value, large, small, large_bias=self.large_bias, small_bias=self.small_bias)
+            if small is not None:
+                self.small_kernel_tap(contmix_kernels(small, self.small_bias, *resized))
+        mixed = contmix_from_queries(
+            value,
+            query,
+            prototypes,
+            self.kernel_map.bias,
+            small_kernel=self.small_kernel,
+            large_bias=self.large_bias,
+            small_bias=self.small_bias,
+        )
         if resized != size:
             mixed = F.adaptive_avg_pool2d(mixed, size)
         return self.proj(mixed)
@@ -110,19 +121,11 @@ class ContMix(nn.Module):
             return height, width
         return (k * height // short, k * width // short)
 
-    def _logits(self, x: Tensor, context: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the logits (B, G, HW, k*k) of the small kernel, or None, and (B, G, HW, K*K)."""
-        batch, groups = x.shape[0], self.groups
-        query = self.query(x).reshape(batch, groups, -1, x.shape[2] * x.shape[3])
+    def _query_and_prototypes(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, C/2, H, W) and prototypes (B, G, C/2/G, k*k + K*K)."""
+        query = self.query(x)
         key = self.key(F.adaptive_avg_pool2d(context, self.context_grid))
-        key = key.reshape(batch, groups, query.shape[2], -1)
+        key = key.unflatten(1, (self.groups, -1)).flatten(3)
         # (query . key) . map = query . (key . map): the second order never holds an affinity per
         # pixel and costs a third.
-        prototypes = F.linear(key * self.query_scale, self.kernel_map.weight)
-        query = query.transpose(2, 3)
-        bias = self.kernel_map.bias
-        if self.small_kernel is None:
-            return None, query @ prototypes + bias
-        split = self.small_kernel**2
-        small = query @ prototypes[..., :split] + bias[:split]
-        return small, query @ prototypes[..., split:] + bias[split:]
+        return query, F.linear(key * self.query_scale, self.kernel_map.weight)

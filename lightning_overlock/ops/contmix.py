@@ -2,12 +2,17 @@
 
 Windows are clamped inside the map instead of padded (OverLoCK, arXiv 2502.20087, section 3.3). The
 gradient recomputes softmax and windows; nothing of the size of a map of windows is kept.
+
+`contmix` starts from logits, `contmix_from_queries` from what they are products of. On a GPU the
+second is one pass through Triton's kernels (`contmix_triton`), and not even the logits are kept.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-FORMS = ("dense", "strips", "unfold")
+LOGIT_FORMS = ("dense", "strips", "unfold")
+FORMS = (*LOGIT_FORMS, "triton")
 
 # "auto" takes the dense product up to this many pixels, or times the window's own. Measured on a
 # CPU in float32: both forms are equally fast at about 15x15 (K 5), 17x17 (K 7) and 21x21 (K 13).
@@ -27,6 +33,11 @@ STRIP_ROWS = 4
 # What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
 BLOCK_BYTES = 8 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
+# What "auto" gives to Triton on a GPU: channels of a head, and the chip, by compute capability.
+# Chosen by what the kernels were written and compiled for; no GPU has timed them yet.
+TRITON_WIDTH = 64
+TRITON_CAPABILITY = (8, 0)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _forced_form: str | None = None
 
@@ -54,7 +65,7 @@ def contmix(
         large_bias: (G, 2K-1, 2K-1), added to the logits by relative position: tap (r, c) of pixel
             (i, j) takes large_bias[:, r - i + K - 1, c - j + K - 1].
         small_bias: (G, 2k-1, 2k-1), the same for the small kernel.
-        form: one of `FORMS`, or "auto": chosen by size. All forms give the same values.
+        form: one of `LOGIT_FORMS`, or "auto": chosen by size. All give the same values.
 
     Returns:
         (B, C, H, W) in the dtype and memory format of `value`. Softmax runs in float32 or wider;
@@ -63,19 +74,17 @@ def contmix(
     Raises:
         ValueError: a shape does not fit, or the form is unknown.
     """
-    if form != "auto" and form not in FORMS:
-        raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
-    if form == "auto" and _forced_form is not None:
+    if form != "auto" and form not in LOGIT_FORMS:
+        raise ValueError(f"form is '{form}', expected 'auto' or one of {LOGIT_FORMS}")
+    if form == "auto" and _forced_form in LOGIT_FORMS:
         form = _forced_form
-    if value.ndim != 4:
-        raise ValueError(f"value has shape {tuple(value.shape)}, expected (B, C, H, W)")
     kernels = 1 if small_logits is None else 2
-    _check(value, "large", large_logits, large_bias, kernels)
+    _check(value, "large", large_logits.shape, large_bias, kernels)
     if small_logits is None:
         if small_bias is not None:
             raise ValueError("small_bias is given without small_logits")
         return _aggregate(value, large_logits, large_bias, form)
-    _check(value, "small", small_logits, small_bias, kernels)
+    _check(value, "small", small_logits.shape, small_bias, kernels)
     if small_logits.shape[1] != large_logits.shape[1]:
         raise ValueError(
             f"small_logits has {small_logits.shape[1]} groups, large_logits has "
@@ -87,9 +96,97 @@ def contmix(
     return torch.cat((small, large), dim=1)
 
 
+def contmix_from_queries(
+    value: Tensor,
+    query: Tensor,
+    prototypes: Tensor,
+    tap_bias: Tensor | None = None,
+    *,
+    small_kernel: int | None = None,
+    large_bias: Tensor | None = None,
+    small_bias: Tensor | None = None,
+    form: str = "auto",
+) -> Tensor:
+    """Aggregate windows of `value` with the kernels that queries make.
+
+    The logits of a pixel are its query times the prototypes, plus `tap_bias`. OverLoCK makes them
+    as (query . key) . map; here the caller multiplies keys and map first, which takes one small
+    product per image and group, and autograd carries the gradients from prototypes to both.
+
+    With the form "triton" logits and kernels exist on the chip only. It takes float32, bfloat16
+    and float16, adds in float32, and rounds kernels to the dtype of `value`. "auto" takes it on
+    NVIDIA GPUs of the Ampere generation and later for heads of at most 64 channels; elsewhere,
+    and for float64, the logits are computed and go to `contmix`.
+
+    Args:
+        value: (B, C, H, W), a floating type.
+        query: (B, G * d, H, W); channel c belongs to group c // d.
+        prototypes: (B, G, d, k*k + K*K): the vector of each tap, the small kernel's first.
+        tap_bias: (k*k + K*K,), added to the logits of all pixels and groups.
+        small_kernel: k, or None: all channels take the large kernel.
+        large_bias: (G, 2K-1, 2K-1), by relative position as in `contmix`.
+        small_bias: (G, 2k-1, 2k-1), the same for the small kernel.
+        form: one of `FORMS`, or "auto".
+
+    Returns:
+        (B, C, H, W) in the dtype and memory format of `value`.
+
+    Raises:
+        ValueError: a shape does not fit; the form is unknown, or cannot run here.
+    """
+    if form != "auto" and form not in FORMS:
+        raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
+    if form == "auto" and _forced_form is not None:
+        form = _forced_form
+    _check_queries(value, query, prototypes, tap_bias, small_kernel)
+    if not _takes_triton(value, query, prototypes, form):
+        small, large = contmix_logits(query, prototypes, tap_bias, small_kernel)
+        form = "auto" if form == "triton" else form
+        return contmix(value, large, small, large_bias=large_bias, small_bias=small_bias, form=form)
+    split = 0 if small_kernel is None else small_kernel**2
+    pixels = (*prototypes.shape[:2], math.prod(query.shape[2:]))
+    kernels = 1 if small_kernel is None else 2
+    _check(value, "large", (*pixels, prototypes.shape[3] - split), large_bias, kernels)
+    if small_kernel is None:
+        return _fused(value, query, prototypes, tap_bias, large_bias)[0]
+    _check(value, "small", (*pixels, split), small_bias, kernels)
+    mixed = []
+    for half, taps, bias in zip(
+        value.chunk(2, dim=1),
+        (slice(split), slice(split, None)),
+        (small_bias, large_bias),
+        strict=True,
+    ):
+        half_bias = None if tap_bias is None else tap_bias[taps]
+        mixed.append(_fused(half, query, prototypes[..., taps], half_bias, bias)[0])
+    return torch.cat(mixed, dim=1)
+
+
+def contmix_logits(
+    query: Tensor, prototypes: Tensor, tap_bias: Tensor | None, small_kernel: int | None
+) -> tuple[Tensor | None, Tensor]:
+    """Return the logits that the arguments of `contmix_from_queries` stand for.
+
+    Returns:
+        (B, G, H*W, k*k), or None without a small kernel, and (B, G, H*W, K*K).
+    """
+    rows = query.unflatten(1, prototypes.shape[1:3]).flatten(3).transpose(2, 3)
+
+    def product(taps: slice) -> Tensor:
+        logits = rows @ prototypes[..., taps]
+        return logits if tap_bias is None else logits + tap_bias[taps]
+
+    if small_kernel is None:
+        return None, product(slice(None))
+    split = small_kernel**2
+    return product(slice(split)), product(slice(split, None))
+
+
 @contextmanager
 def contmix_form(form: str) -> Iterator[None]:
     """Make `form="auto"` mean `form` inside the block, to compare whole models.
+
+    "triton" is for `contmix_from_queries`; `contmix` goes on choosing by size.
 
     Raises:
         ValueError: the form is unknown.
@@ -161,16 +258,20 @@ def contmix_kernels(logits: Tensor, bias: Tensor | None, height: int, width: int
     return _softmax(by_row, rows, slice(0, height)).flatten(2, 3)
 
 
-def _check(value: Tensor, which: str, logits: Tensor, bias: Tensor | None, kernels: int) -> None:
-    """Raise a ValueError that names the argument which does not fit `value`."""
+def _check(
+    value: Tensor, which: str, logits: Sequence[int], bias: Tensor | None, kernels: int
+) -> None:
+    """Raise a ValueError that names what does not fit `value`; `logits` is a shape."""
+    if value.ndim != 4:
+        raise ValueError(f"value has shape {tuple(value.shape)}, expected (B, C, H, W)")
     batch, channels, height, width = value.shape
     name = f"{which}_logits"
-    if logits.ndim != 4 or logits.shape[0] != batch or logits.shape[2] != height * width:
+    if len(logits) != 4 or logits[0] != batch or logits[2] != height * width:
         raise ValueError(
-            f"{name} has shape {tuple(logits.shape)}, expected "
+            f"{name} has shape {tuple(logits)}, expected "
             f"({batch}, groups, {height * width}, taps) for value {tuple(value.shape)}"
         )
-    groups, taps = logits.shape[1], logits.shape[3]
+    groups, taps = logits[1], logits[3]
     size = _size(taps)
     if size * size != taps or size % 2 == 0:
         raise ValueError(f"{name} has {taps} taps, expected the square of an odd number")
@@ -191,6 +292,59 @@ def _check(value: Tensor, which: str, logits: Tensor, bias: Tensor | None, kerne
         )
     if not value.is_floating_point():
         raise ValueError(f"value is {value.dtype}, expected a floating type")
+
+
+def _check_queries(
+    value: Tensor,
+    query: Tensor,
+    prototypes: Tensor,
+    tap_bias: Tensor | None,
+    small_kernel: int | None,
+) -> None:
+    """Raise a ValueError that names which argument of `contmix_from_queries` does not fit."""
+    if prototypes.ndim != 4:
+        raise ValueError(
+            f"prototypes has shape {tuple(prototypes.shape)}, expected (B, G, d, taps)"
+        )
+    batch, groups, width, taps = prototypes.shape
+    expected = (batch, groups * width, *value.shape[2:])
+    if query.shape != expected:
+        raise ValueError(
+            f"query has shape {tuple(query.shape)}, expected {expected} for prototypes "
+            f"{tuple(prototypes.shape)} and value {tuple(value.shape)}"
+        )
+    if small_kernel is not None and not 0 < small_kernel**2 < taps:
+        raise ValueError(f"small_kernel is {small_kernel}, prototypes has {taps} taps in all")
+    if tap_bias is not None and tap_bias.shape != (taps,):
+        raise ValueError(f"tap_bias has shape {tuple(tap_bias.shape)}, expected ({taps},)")
+
+
+def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -> bool:
+    """Whether these go to Triton; a ValueError if they are asked to and cannot."""
+    dtypes = {value.dtype, query.dtype, prototypes.dtype}
+    if form not in ("auto", "triton") or not dtypes.issubset(TRITON_DTYPES):
+        return False
+    obstacle = _triton_obstacle(value.device)
+    if form == "triton" and obstacle is not None:
+        raise ValueError(f"form 'triton' {obstacle}")
+    if form == "triton":
+        return True
+    width = max(prototypes.shape[2], value.shape[1] // prototypes.shape[1])
+    return value.is_cuda and obstacle is None and width <= TRITON_WIDTH
+
+
+@torch.compiler.assume_constant_result
+def _triton_obstacle(device: torch.device) -> str | None:
+    """What keeps Triton from running on a device."""
+    if device.type == "meta":  # where nothing runs
+        return None
+    if find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "needs a GPU; on a CPU it runs with TRITON_INTERPRET=1 set, slowly"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+        return f"needs a GPU of compute capability {TRITON_CAPABILITY} or more"
+    return None
 
 
 def _size(taps: int) -> int:
@@ -253,8 +407,8 @@ def _bias_rows(bias: Tensor, height: int) -> Tensor:
     return windows.index_select(1, _offsets(height, size, bias.device))
 
 
-def _sum_offsets(x: Tensor, dim: int, size: int) -> Tensor:
-    """Sum the pixels of an axis that see the same window of a bias table: length to K.
+def sum_offsets(x: Tensor, dim: int, size: int) -> Tensor:
+    """Sum the pixels of an axis that see the same window of a bias table: length to K = size.
 
     Offsets fall from K - 1 to 0; all pixels but K // 2 at either end share the middle one.
     """
@@ -267,7 +421,7 @@ def _sum_offsets(x: Tensor, dim: int, size: int) -> Tensor:
 def _bias_grad(rows: Tensor) -> Tensor:
     """Adjoint of `_bias_rows`: (G, H, K, K*K) to (G, 2K-1, 2K-1)."""
     groups, _, size, _ = rows.shape
-    windows = _sum_offsets(rows, 1, size).reshape(groups, size * size, size * size)
+    windows = sum_offsets(rows, 1, size).reshape(groups, size * size, size * size)
     return F.fold(windows.mT, (2 * size - 1, 2 * size - 1), size).squeeze(1)
 
 
@@ -476,7 +630,7 @@ def _backward(
                     target = _unflatten(logits_grad[block], 2, height, width)
                     target[:, :, part.rows] = part_grad
                 if wanted[2]:
-                    bias_rows_grad[block[1], part.rows] += _sum_offsets(part_grad.sum(0), 2, size)
+                    bias_rows_grad[block[1], part.rows] += sum_offsets(part_grad.sum(0), 2, size)
         if wanted[0]:
             target = _grouped(value_grad, groups)[block]
             target.copy_(parts[0].value(source_grad).view_as(target))
@@ -614,3 +768,102 @@ class _Strip:
     def kernel(self, matrix: Tensor) -> Tensor:
         """Adjoint of `matrix`."""
         return self._taps(matrix)
+
+
+# The fused operator: logits that never leave the chip ---------------------------------------------
+
+
+@torch.library.custom_op("lightning_overlock::contmix_fused", mutates_args=())
+def _fused(
+    value: Tensor,
+    query: Tensor,
+    prototypes: Tensor,
+    tap_bias: Tensor | None,
+    table: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One kernel size of `contmix_from_queries`, and what its backward needs to know of it."""
+    from lightning_overlock.ops import contmix_triton
+
+    return contmix_triton.forward(value, query, prototypes, tap_bias, table)
+
+
+@_fused.register_fake
+def _(value: Tensor, _query: Tensor, prototypes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shape = (*prototypes.shape[:2], *value.shape[2:])
+    return torch.empty_like(value), value.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("lightning_overlock::contmix_fused_backward", mutates_args=())
+def _fused_backward(
+    grad: Tensor,
+    value: Tensor,
+    query: Tensor,
+    prototypes: Tensor,
+    tap_bias: Tensor | None,
+    table: Tensor | None,
+    output: Tensor,
+    log_sums: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the five inputs; an empty tensor for those not wanted."""
+    from lightning_overlock.ops import contmix_triton
+
+    inputs = (value, query, prototypes, tap_bias, table)
+    grads = _fused_grads(inputs, wanted)
+    targets = [x if want else None for x, want in zip(grads, wanted, strict=True)]
+    contmix_triton.backward(grad, *inputs, output, log_sums, targets)
+    return grads
+
+
+@_fused_backward.register_fake
+def _(_grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _fused_grads(inputs[:5], inputs[7])
+
+
+def _fused_grads(
+    inputs: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    nothing = inputs[0].new_empty(0)
+    value, query, prototypes, tap_bias, table = (
+        torch.empty_like(x) if want else torch.empty_like(nothing)
+        for x, want in zip(inputs, wanted, strict=True)
+    )
+    return value, query, prototypes, tap_bias, table
+
+
+def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _fused_autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad
+    grads = _fused_backward(grad, *ctx.saved_tensors, wanted)
+    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+
+
+_fused.register_autograd(_fused_autograd, setup_context=_fused_context)
+
+
+# Products of queries and prototypes, and of kernels and values, as the other forms count them.
+def _fused_operations(value: Sequence[int], query: Sequence[int], prototypes: Sequence[int]) -> int:
+    return 2 * (math.prod(query) + math.prod(value)) * prototypes[3]
+
+
+@register_flop_formula(torch.ops.lightning_overlock.contmix_fused)
+def _(
+    value: Sequence[int], query: Sequence[int], prototypes: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return _fused_operations(value, query, prototypes)
+
+
+@register_flop_formula(torch.ops.lightning_overlock.contmix_fused_backward)
+def _(
+    _grad: Any,
+    value: Sequence[int],
+    query: Sequence[int],
+    prototypes: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * _fused_operations(value, query, prototypes)
