@@ -69,7 +69,8 @@ def depthwise(
             raise ValueError(
                 f"a weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), k odd"
             )
-    if torch.is_autocast_enabled(x.device.type):
+    # The meta device, which costs are counted on, has no autocast to ask for.
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
         if form == "onednn":
