@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_overlock.layers.conv_norm import ConvNorm, norm_affine
+from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.ops.depthwise import depthwise
 
 # Kernel size -> (kernel, dilation) of each parallel branch, as OverLoCK's release trains them.
@@ -16,22 +17,6 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     7: ((5, 1), (3, 1), (3, 2), (3, 3)),
     5: ((3, 1), (3, 2)),
 }
-
-
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise KxK convolution with bias, in the form that `ops.depthwise` takes.
-
-    Args:
-        channels: C.
-        kernel_size: K, odd.
-    """
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        return depthwise(x, [self.weight], bias=self.bias)[0]
 
 
 class DilatedReparamConv(nn.Module):

@@ -23,6 +23,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
 from lightning_overlock.layers.tap import Tap
 
@@ -123,7 +124,7 @@ class Block(nn.Module):
         super().__init__()
         self.fusion = fusion
         self.global_branch = global_branch
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.conv = DepthwiseConv(dim, kernel_size)
         self.norm = LayerNorm2d(dim)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), use_conv=True)
         self.local_tap = Tap()
