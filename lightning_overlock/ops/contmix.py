@@ -342,6 +342,8 @@ def _triton_obstacle(device: torch.device) -> str | None:
         return "needs the package triton, which is not installed"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "needs a GPU; on a CPU it runs with TRITON_INTERPRET=1 set, slowly"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "needs a GPU, there is none here"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
         return f"needs a GPU of compute capability {TRITON_CAPABILITY} or more"
     return None
