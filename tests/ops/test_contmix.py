@@ -7,9 +7,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.ops import contmix as ops
-from lightning_overlock.ops.contmix import FORMS, contmix, contmix_form, contmix_reference
+from lightning_overlock.ops.contmix import (
+    LOGIT_FORMS,
+    contmix,
+    contmix_form,
+    contmix_from_queries,
+    contmix_reference,
+)
 
-CHOICES = (*FORMS, "auto")
+CHOICES = (*LOGIT_FORMS, "auto")
 
 
 def make(batch, groups, channels, height, width, large, small=None, bias=True, dtype=torch.float64):
@@ -92,7 +98,7 @@ def test_blocks_of_images_and_groups_give_the_same_as_one(form, monkeypatch):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", LOGIT_FORMS)
 def test_gradients_equal_finite_differences(form):
     args, tables = make(1, 2, 1, 8, 6, 5, 3)
     names = list(tables)
@@ -165,7 +171,7 @@ def test_exports_and_leaves_no_traced_tensor_in_the_caches(form):
     torch.testing.assert_close(Mixer(form)(*inputs), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", LOGIT_FORMS)
 def test_a_first_call_in_inference_mode_does_not_spoil_later_training(form):
     args, tables = make(1, 1, 2, 13, 9, 5)
     for cache in (ops._starts, ops._window_index, ops._offsets):
@@ -192,7 +198,7 @@ class IntegersFromNothing(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", LOGIT_FORMS)
 def test_the_second_forward_builds_no_index(form):
     (value, logits, _), tables = make(1, 2, 2, 17, 9, 5)
     for cache in (ops._starts, ops._window_index, ops._offsets):
@@ -327,6 +333,55 @@ def test_a_float64_kernel_of_one_tap_copies_the_value():
     logits = torch.randn(1, 2, 12, 1, dtype=torch.float64)
     for form in CHOICES:
         torch.testing.assert_close(contmix(value, logits, form=form), value)
+
+
+@pytest.mark.parametrize("form", CHOICES)
+@pytest.mark.parametrize("small", [None, 3])
+def test_queries_and_prototypes_make_the_logits(form, small):
+    (value, _, _), tables = make(2, 2, 3, 6, 7, 5, small)
+    generator = torch.Generator().manual_seed(0)
+    taps = 25 + (small or 0) ** 2
+    query, prototypes, tap_bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 8, 6, 7), (2, 2, 4, taps), (taps,))
+    )
+    logits = torch.einsum("bgdn,bgdt->bgnt", query.reshape(2, 2, 4, 42), prototypes) + tap_bias
+    split = [None, logits] if small is None else [*logits.split([9, 25], -1)]
+    expected = contmix_reference(value, split[1], split[0], **tables)
+    args = [value, query, prototypes, tap_bias]
+    output = contmix_from_queries(*args, small_kernel=small, **tables, form=form)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    for found, wanted in zip(
+        grads(output, args, tables), grads(expected, args, tables), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prototypes": (2, 4, 34)}, r"prototypes has shape .* expected \(B, G, d, taps\)"),
+        ({"query": (1, 7, 9, 9)}, r"query has shape .* expected \(1, 8, 9, 9\) for prototypes"),
+        ({"query": (1, 8, 9, 8)}, "query has shape"),
+        ({"value": (2, 8, 9, 9)}, "large_logits has shape"),
+        ({"tap_bias": (33,)}, r"tap_bias has shape \(33,\), expected \(34,\)"),
+        ({"small_kernel": 6}, "small_kernel is 6, prototypes has 34 taps in all"),
+        ({"small_kernel": 4}, "large_logits has 18 taps"),
+        ({"small_kernel": None}, "large_logits has 34 taps, expected the square"),
+        ({"form": "shifts"}, "form is 'shifts', expected 'auto' or one of"),
+    ],
+)
+def test_a_shape_of_queries_that_does_not_fit_is_named(change, message):
+    given = {
+        "value": (1, 8, 9, 9),
+        "query": (1, 8, 9, 9),
+        "prototypes": (1, 2, 4, 34),
+        "tap_bias": (34,),
+        "small_kernel": 3,
+    } | change
+    given = {n: torch.zeros(x) if isinstance(x, tuple) else x for n, x in given.items()}
+    with pytest.raises(ValueError, match=message):
+        contmix_from_queries(**given)
 
 
 @pytest.mark.parametrize(
