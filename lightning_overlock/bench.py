@@ -1,8 +1,8 @@
 """What a model or an operation costs: parameters, multiply-adds, time and memory.
 
-`lightning bench NAME...` compares timm models, `--ops` the forms of the package's operations. All
-contestants are taken in turn, round after round, and medians are shown, so that a disturbance of
-the machine hits all of them.
+`lightning bench NAME...` compares timm models, `--ops`, `--depthwise` and `--memory` the forms of
+the package's operations. All contestants are taken in turn, round after round, and medians are
+shown, so that a disturbance of the machine hits all of them. `--profile` says where the time goes.
 """
 
 import argparse
@@ -15,7 +15,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.layers.contmix import ContMix
+from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
 from lightning_overlock.ops.contmix import FORMS, contmix, contmix_form
+from lightning_overlock.ops.depthwise import FORMS as DEPTHWISE_FORMS
+from lightning_overlock.ops.depthwise import depthwise, depthwise_form
 from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
+from lightning_overlock.roofline import report
 
 MIB = 2**20
 PEAK_RSS_RESET = Path("/proc/self/clear_refs")
@@ -41,6 +48,10 @@ CONTMIX_SIZES = ("4x7x7x7", "4x14x14x5", "4x14x14x13", "1x25x42x7", "1x50x84x5",
 # Batch, tokens, channels and chunk of the neural memory: ConvNeur's first stage at 112, 224 and
 # 448 px, so that the growth with the number of tokens shows.
 MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
+# Batch, channels, height, width and kernel of the large depthwise convolutions: OverLoCK-T's four
+# stages at 224 px.
+DEPTHWISE_SIZES = ("4x64x56x56x17", "4x128x28x28x15", "4x256x14x14x13", "4x512x7x7x7")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Step = Callable[[], object]
 Row = dict[str, str | float | None]
@@ -131,6 +142,27 @@ def peak_memory(step: Step, device: torch.device | str = "cpu") -> int | None:
     return max(0, _status("VmHWM") - before)
 
 
+def copy_bandwidth(device: torch.device | str, seconds: float = 1.0) -> float:
+    """Bytes per second that a copy within the device moves, those read and written both counted."""
+    device = torch.device(device)
+    source = torch.ones(2**22 if device.type == "cpu" else 2**28, device=device)
+    target = torch.empty_like(source)
+    took = time_in_turn({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]
+    return 2 * source.numel() * source.element_size() / took
+
+
+def matmul_rate(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations per second, two per multiply-add, of a large product of random square matrices.
+
+    float32 runs as `torch.get_float32_matmul_precision` says; convolutions on a GPU may be faster,
+    because cuDNN rounds to TF32 by default.
+    """
+    device = torch.device(device)
+    size = 512 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / time_in_turn({"product": lambda: a @ b}, seconds, device)["product"]
+
+
 def inference_step(model: nn.Module, images: Tensor) -> Step:
     """A forward pass in evaluation mode."""
 
@@ -172,40 +204,53 @@ def _status(key: str) -> int:
 # Tables ------------------------------------------------------------------------------------------
 
 
-def _forced(step: Step, form: str) -> Step:
-    def under_form() -> object:
-        with contmix_form(form):
-            return step()
+@dataclass(frozen=True)
+class Setting:
+    """What models are measured with.
 
-    return under_form
+    Args:
+        batch_size: images in a batch.
+        size: height and width of the images.
+        device: where to run.
+        dtype: a key of `DTYPES`; other than float32, the models run under autocast to it.
+        channels_last: memory format of models and images.
+        inference_form: whether to merge branches and norms before inference.
+        features: whether to measure the feature maps instead of the logits.
+        train: whether to measure a training step too.
+        contmix_form: gives models with ContMix a second row, the model as it is built (without
+            `inference_form`) and with ContMix in this form.
+        depthwise_form: gives models with large depthwise convolutions another row, the model with
+            these in this form.
+    """
+
+    batch_size: int = 1
+    size: tuple[int, int] = (224, 224)
+    device: str = "cpu"
+    dtype: str = "float32"
+    channels_last: bool = True
+    inference_form: bool = False
+    features: bool = False
+    train: bool = True
+    contmix_form: str | None = None
+    depthwise_form: str | None = None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """What `channels_last` means."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+Contestants = dict[str, dict[str, Step]]
 
 
 def bench_models(
-    names: Sequence[str],
-    *,
-    batch_size: int = 1,
-    size: tuple[int, int] = (224, 224),
-    device: str = "cpu",
-    channels_last: bool = True,
-    inference_form: bool = False,
-    features: bool = False,
-    train: bool = True,
-    second_form: str | None = None,
-    seconds: float = 5.0,
+    names: Sequence[str], setting: Setting | None = None, seconds: float = 5.0
 ) -> list[Row]:
     """Measure timm models side by side; see `lightning bench --help`.
 
     Args:
         names: any timm models.
-        batch_size: images in a batch.
-        size: height and width of the images.
-        device: where to run.
-        channels_last: memory format of models and images.
-        inference_form: whether to merge branches and norms before inference.
-        features: whether to measure the feature maps instead of the logits.
-        train: whether to measure a training step too.
-        second_form: gives models with ContMix a second row, the model as it is built (without
-            `inference_form`) and with ContMix in this form.
+        setting: what they are measured with.
         seconds: how long each figure is measured.
 
     Returns:
@@ -215,36 +260,98 @@ def bench_models(
     Raises:
         InputError: timm has no model of a name.
     """
+    setting = setting or Setting()
+    rows, contestants = _contestants(names, setting)
+    for kind, steps in contestants.items():
+        times = time_in_turn(steps, seconds, setting.device)
+        for row, (name, step) in zip(rows, steps.items(), strict=True):
+            row[f"{kind} images/s"] = setting.batch_size / times[name]
+            row[f"{kind} peak MiB"] = _mib(peak_memory(step, setting.device))
+    return rows
+
+
+def profile_models(
+    names: Sequence[str], setting: Setting, seconds: float = 1.0
+) -> dict[str, list[Row]]:
+    """Profile the steps that `bench_models` times, by operation, against the device's ceilings.
+
+    Args:
+        names: any timm models.
+        setting: what they are measured with.
+        seconds: how long each of the two ceilings is measured.
+
+    Returns:
+        Rows of `lightning_overlock.roofline.report` by title, which names the ceilings.
+
+    Raises:
+        InputError: timm has no model of a name.
+    """
+    bandwidth = copy_bandwidth(setting.device, seconds)
+    rate = matmul_rate(setting.device, DTYPES[setting.dtype], seconds)
+    ceilings = f"copies at {bandwidth / 1e9:.4g} GB/s, products at {rate / 1e9:.4g} GFLOP/s"
+    tables = {}
+    for kind, steps in _contestants(names, setting)[1].items():
+        for name, step in steps.items():
+            step()
+            rows = report(step, setting.device, bandwidth, rate)
+            tables[f"{name}, {kind} by operation; measured ceilings: {ceilings}"] = rows
+    return tables
+
+
+def _contestants(names: Sequence[str], setting: Setting) -> tuple[list[Row], Contestants]:
+    """Build the models: a row for each with what it costs, and its steps by kind and name."""
     for name in names:
         if not timm.is_model(name):
             raise InputError(
                 f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}\n"
                 "`timm.list_models()` after `import lightning_overlock` names them all."
             )
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.randn(batch_size, 3, *size, device=device).to(memory_format=memory_format)
+    memory_format = setting.memory_format
+    images = torch.randn(setting.batch_size, 3, *setting.size, device=setting.device)
+    images = images.to(memory_format=memory_format)
     rows: list[Row] = []
     inference: dict[str, Step] = {}
     training: dict[str, Step] = {}
+
+    def enter(label: str, deployed: nn.Module, model: nn.Module, setting: Setting) -> None:
+        rows.append(_costs(label, deployed, setting.size))
+        inference[label] = _under(inference_step(deployed, images), setting)
+        training[label] = _under(training_step(model, images), setting)
+
+    first = replace(setting, contmix_form=None, depthwise_form=None)
     for name in names:
-        model = timm.create_model(name, features_only=features).to(device)
+        model = timm.create_model(name, features_only=setting.features).to(setting.device)
         model = model.to(memory_format=memory_format)
-        deployed = reparameterize_model(copy.deepcopy(model)) if inference_form else model
-        rows.append(_costs(name, deployed, size))
-        inference[name] = inference_step(deployed, images)
-        training[name] = training_step(model, images)
-        if second_form and any(isinstance(module, ContMix) for module in model.modules()):
-            label = f"{name} as built, {second_form}"
-            rows.append(_costs(label, model, size))
-            inference[label] = _forced(inference_step(model, images), second_form)
-            training[label] = _forced(training[name], second_form)
-    kinds = {"inference": inference, "training": training} if train else {"inference": inference}
-    for kind, steps in kinds.items():
-        times = time_in_turn(steps, seconds, device)
-        for row, (name, step) in zip(rows, steps.items(), strict=True):
-            row[f"{kind} images/s"] = batch_size / times[name]
-            row[f"{kind} peak MiB"] = _mib(peak_memory(step, device))
-    return rows
+        deployed = reparameterize_model(copy.deepcopy(model)) if setting.inference_form else model
+        enter(name, deployed, model, first)
+        if setting.contmix_form and _has(model, ContMix):
+            label = f"{name} as built, {setting.contmix_form}"
+            enter(label, model, model, replace(setting, depthwise_form=None))
+        if setting.depthwise_form and _has(model, DilatedReparamConv):
+            label = f"{name}, depthwise {setting.depthwise_form}"
+            enter(label, deployed, model, replace(setting, contmix_form=None))
+    return rows, {"inference": inference} | ({"training": training} if setting.train else {})
+
+
+def _has(model: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
+
+
+def _under(step: Step, setting: Setting) -> Step:
+    """The step in the setting's dtype and forms."""
+
+    def run() -> object:
+        with ExitStack() as stack:
+            if setting.dtype != "float32":
+                kind = torch.device(setting.device).type
+                stack.enter_context(torch.autocast(kind, DTYPES[setting.dtype]))
+            if setting.contmix_form:
+                stack.enter_context(contmix_form(setting.contmix_form))
+            if setting.depthwise_form:
+                stack.enter_context(depthwise_form(setting.depthwise_form))
+            return step()
+
+    return run
 
 
 def _costs(label: str, model: nn.Module, size: tuple[int, int]) -> Row:
@@ -259,28 +366,27 @@ def _mib(count: int | None) -> float | None:
     return None if count is None else count / MIB
 
 
-def _form_rows(
-    size: str,
-    calls: dict[str, Callable[..., Tensor]],
-    inputs: Sequence[Tensor],
-    seconds: float,
-    device: str,
-) -> list[Row]:
-    """Measure forms of one operation, forward and with the gradient of all its inputs."""
+Call = Callable[..., Tensor | Sequence[Tensor]]
+Form = tuple[Call, Sequence[Tensor]]
 
-    def forward(call: Callable[..., Tensor]) -> Tensor:
+
+def _form_rows(size: str, forms: dict[str, Form], seconds: float, device: str) -> list[Row]:
+    """Measure forms of one operation, forward and with the gradient of all their inputs."""
+
+    def forward(call: Call, inputs: Sequence[Tensor]) -> object:
         with torch.no_grad():
             return call(*inputs)
 
-    def both(call: Callable[..., Tensor]) -> Sequence[Tensor]:
+    def both(call: Call, inputs: Sequence[Tensor]) -> object:
         leaves = [x.detach().requires_grad_() for x in inputs]
-        output = call(*leaves)
-        return torch.autograd.grad(output, leaves, torch.ones_like(output))
+        found = call(*leaves)
+        outputs = [found] if isinstance(found, Tensor) else found
+        return torch.autograd.grad(outputs, leaves, [torch.ones_like(x) for x in outputs])
 
-    rows: list[Row] = [{"size": size, "form": name} for name in calls]
+    rows: list[Row] = [{"size": size, "form": name} for name in forms]
     kinds: dict[str, Callable[..., object]] = {"forward": forward, "forward + backward": both}
     for kind, run in kinds.items():
-        steps: dict[str, Step] = {name: partial(run, call) for name, call in calls.items()}
+        steps: dict[str, Step] = {name: partial(run, *form) for name, form in forms.items()}
         times = time_in_turn(steps, seconds, device)
         for row, (name, step) in zip(rows, steps.items(), strict=True):
             row[f"{kind} ms"] = times[name] * 1e3
@@ -316,10 +422,64 @@ def bench_contmix(
         value = torch.randn(batch, groups * channels, height, width, device=device)
         logits = torch.randn(batch, groups, height * width, window**2, device=device)
 
-        calls: dict[str, Callable[..., Tensor]] = {
-            form: partial(contmix, form=form) for form in ("unfold", "dense", "strips", "auto")
+        forms: dict[str, Form] = {
+            form: (partial(contmix, form=form), (value, logits))
+            for form in ("unfold", "dense", "strips", "auto")
         }
-        rows += _form_rows(size, calls, (value, logits), seconds, device)
+        rows += _form_rows(size, forms, seconds, device)
+    return rows
+
+
+def bench_depthwise(
+    sizes: Sequence[str] = DEPTHWISE_SIZES,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compiled: bool = False,
+    seconds: float = 2.0,
+) -> list[Row]:
+    """Measure large depthwise convolutions: with their branches as in training, and merged.
+
+    Args:
+        sizes: "BxCxHxWxK": images, channels, height, width, and kernel, a key of `BRANCHES`.
+        device: where to run; "onednn" is measured on a CPU, "triton" on a GPU only.
+        dtype: a key of `DTYPES`, of maps and kernels.
+        compiled: whether to measure torch.compile of "conv" too.
+        seconds: how long each form is measured.
+
+    Returns:
+        Rows per size, once with branches and once merged, and for each memory format and form,
+        torch's convolution in NCHW first: milliseconds and extra peak memory in MiB.
+    """
+    own_form = "onednn" if torch.device(device).type == "cpu" else "triton"
+    rows = []
+    for size in sizes:
+        batch, channels, height, width, kernel = _numbers(size, "BxCxHxWxK, such as 4x64x56x56x17")
+        if kernel not in BRANCHES:
+            raise InputError(f"--depthwise-sizes {size}: the kernel must be one of {[*BRANCHES]}")
+        x = torch.randn(batch, channels, height, width, device=device, dtype=DTYPES[dtype])
+        maps = {"NCHW": x, "channels-last": x.contiguous(memory_format=torch.channels_last)}
+        for kind, branches in {"branches": BRANCHES[kernel], "merged": ()}.items():
+            weights = [
+                torch.randn(channels, 1, k, k, device=device, dtype=x.dtype)
+                for k, _ in ((kernel, 1), *branches)
+            ]
+            dilations = [1, *(dilation for _, dilation in branches)]
+
+            def run(
+                x: Tensor, *weights: Tensor, form: str, dilations: Sequence[int] = dilations
+            ) -> list[Tensor]:
+                return depthwise(x, weights, dilations, form=form)
+
+            calls: dict[str, Call] = {form: partial(run, form=form) for form in ("conv", own_form)}
+            if compiled:
+                calls["conv compiled"] = torch.compile(partial(run, form="conv"))
+            forms: dict[str, Form] = {
+                f"{form}, {layout}": (call, (found, *weights))
+                for layout, found in maps.items()
+                for form, call in calls.items()
+            }
+            rows += _form_rows(f"{size} {kind}", forms, seconds, device)
     return rows
 
 
@@ -364,18 +524,19 @@ def bench_memory(
             )
             return output
 
-        calls: dict[str, Callable[..., Tensor]] = {
-            "vmap": partial(run, neural_memory_vmap),
-            "one segment": partial(run, partial(neural_memory, segment_chunks="all")),
-            "sequential": partial(run, partial(neural_memory, segment_chunks=1)),
-        }
         inputs = (q, k, v, step, momentum, decay, *weights)
-        rows += _form_rows(size, calls, inputs, seconds, device)
+        forms: dict[str, Form] = {
+            "vmap": (partial(run, neural_memory_vmap), inputs),
+            "one segment": (partial(run, partial(neural_memory, segment_chunks="all")), inputs),
+            "sequential": (partial(run, partial(neural_memory, segment_chunks=1)), inputs),
+        }
+        rows += _form_rows(size, forms, seconds, device)
     return rows
 
 
 def _numbers(size: str, expected: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){3}", size):
+    count = expected.partition(",")[0].count("x")
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{count}}}", size):
         raise InputError(f"'{size}' is no size; expected {expected}")
     return [int(number) for number in size.split("x")]
 
@@ -384,11 +545,14 @@ def _numbers(size: str, expected: str) -> list[int]:
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Figures to print, each with its ratio to that of the first row (of the same size)."""
+    """Figures to print, each with its ratio to that of the first row of the same size.
+
+    Different operations are not compared.
+    """
     first: dict[object, Row] = {}
     cells = []
     for row in rows:
-        base = first.setdefault(row.get("size"), row)
+        base = first.setdefault(row.get("operation", row.get("size")), row)
         line = []
         for key, value in row.items():
             if not isinstance(value, float):
@@ -445,7 +609,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
         "side, or of the package's operations. All are taken in turn; medians. In brackets: "
-        "relative to the first row; of a time, how many times as fast.",
+        "relative to the first row; of a time, how many times as fast. --profile adds where the "
+        "time goes, against the device's measured ceilings.",
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
@@ -453,6 +618,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", default="224", help="pixels, N or HxW (default: %(default)s)")
     add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="other than float32: models under autocast to it (default: %(default)s)",
+    )
     add(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
@@ -477,6 +648,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=FORMS,
         help="add a second row for models with ContMix: as built, with ContMix in this form",
     )
+    add(
+        "--depthwise-form",
+        choices=DEPTHWISE_FORMS,
+        help="add a row for models with large depthwise convolutions: with these in this form",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="profile every model by operation: time, bytes and multiply-adds, and the least time "
+        "at the copy bandwidth and matrix rate measured here (roofline)",
+    )
     add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
     add("--ops", action="store_true", help="the forms of ContMix, relative to unfold")
     add(
@@ -487,6 +669,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--groups", type=int, default=8, help="groups of --ops (default: %(default)s)")
     add("--group-channels", type=int, default=16, help="channels of each (default: %(default)s)")
+    add(
+        "--depthwise",
+        action="store_true",
+        help="the forms of large depthwise convolutions, relative to torch's in NCHW; Triton's is "
+        "measured on a GPU only",
+    )
+    add(
+        "--depthwise-sizes",
+        nargs="+",
+        metavar="BxCxHxWxK",
+        help="images, channels, map and kernel of --depthwise "
+        f"(default: {' '.join(DEPTHWISE_SIZES)})",
+    )
+    add("--compile", action="store_true", help="torch.compile as another form of --depthwise")
     add("--memory", action="store_true", help="the neural memory, relative to vmap(grad)")
     add(
         "--memory-sizes",
@@ -501,13 +697,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if not (args.names or args.ops or args.memory):
-        raise InputError("nothing to measure: name timm models, or give --ops or --memory")
+    if not (args.names or args.ops or args.depthwise or args.memory):
+        raise InputError(
+            "nothing to measure: name timm models, or give --ops, --depthwise or --memory"
+        )
     for option in ("batch_size", "threads", "groups", "group_channels", "seconds"):
         found = getattr(args, option)
         if found is not None and found <= 0:
             raise InputError(f"--{option.replace('_', '-')} {found}: expected more than zero")
-    for option, needed in (("sizes", "ops"), ("memory_sizes", "memory"), ("contmix_form", "names")):
+    for option, needed in (
+        ("sizes", "ops"),
+        ("depthwise_sizes", "depthwise"),
+        ("compile", "depthwise"),
+        ("memory_sizes", "memory"),
+        ("contmix_form", "names"),
+        ("depthwise_form", "names"),
+        ("profile", "names"),
+    ):
         if getattr(args, option) and not getattr(args, needed):
             needed = "NAME" if needed == "names" else f"--{needed}"
             raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
@@ -516,6 +722,18 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"{path.parent}: no such folder to write {path.name} into")
     if args.features and args.train:
         raise InputError("--train needs logits, --features gives none")
+
+
+def _where(device: str) -> str:
+    """Where figures come from, for a title."""
+    if torch.device(device).type == "cpu":
+        return f"torch {torch.__version__}, cpu, {torch.get_num_threads()} threads"
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return f"torch {torch.__version__}, Triton {triton}, {name}"
 
 
 def main(arguments: list[str]) -> int:
@@ -541,27 +759,29 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--device {args.device} cannot be used: {reason}") from error
     if args.threads:
         torch.set_num_threads(args.threads)
-    where = f"torch {torch.__version__}, {device}"
-    where += f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    where = _where(device)
     timing = {} if args.seconds is None else {"seconds": args.seconds}
     tables: dict[str, list[Row]] = {}
     if args.names:
-        shape = f"batch {args.batch_size}, {size[0]}x{size[1]} px, float32"
-        shape += ", channels-last" if args.channels_last else ""
-        shape += ", inference form" if args.inference_form else ""
-        shape += ", features" if args.features else ""
-        tables[f"Models: {shape}; {where}"] = bench_models(
-            args.names,
+        setting = Setting(
             batch_size=args.batch_size,
             size=size,
             device=device,
+            dtype=args.dtype,
             channels_last=args.channels_last,
             inference_form=args.inference_form,
             features=args.features,
             train=not args.features if args.train is None else args.train,
-            second_form=args.contmix_form,
-            **timing,
+            contmix_form=args.contmix_form,
+            depthwise_form=args.depthwise_form,
         )
+        shape = f"batch {args.batch_size}, {size[0]}x{size[1]} px, {args.dtype}"
+        shape += ", channels-last" if args.channels_last else ""
+        shape += ", inference form" if args.inference_form else ""
+        shape += ", features" if args.features else ""
+        tables[f"Models: {shape}; {where}"] = bench_models(args.names, setting, **timing)
+        if args.profile:
+            tables |= profile_models(args.names, setting, **timing)
     if args.ops:
         title = f"ContMix: size BxHxWxK, {args.groups} groups of {args.group_channels} channels"
         tables[f"{title}, float32; {where}"] = bench_contmix(
@@ -569,6 +789,16 @@ def main(arguments: list[str]) -> int:
             groups=args.groups,
             channels=args.group_channels,
             device=device,
+            **timing,
+        )
+    if args.depthwise:
+        title = f"Depthwise convolutions: size BxCxHxWxK, {args.dtype}; {where}"
+        title += "; Triton: not measured, it needs a GPU" if device == "cpu" else ""
+        tables[title] = bench_depthwise(
+            args.depthwise_sizes or DEPTHWISE_SIZES,
+            device=device,
+            dtype=args.dtype,
+            compiled=args.compile,
             **timing,
         )
     if args.memory:

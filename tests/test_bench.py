@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ from torch import nn
 import lightning_overlock  # noqa: F401  registers the models
 from lightning_overlock import bench
 from lightning_overlock.errors import InputError
+from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
+from lightning_overlock.ops import depthwise as ops_depthwise
 from lightning_overlock.ops.contmix import contmix, contmix_form
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -152,9 +155,10 @@ def test_models_are_compared_side_by_side(tmp_path, capsys):
 
 
 def test_inference_form_has_fewer_parameters_and_training_can_be_left_out():
-    options = {"size": (64, 64), "seconds": 0, "train": False}
-    (training,) = bench.bench_models(["test_overlock"], **options)
-    (inference,) = bench.bench_models(["test_overlock"], inference_form=True, **options)
+    setting = bench.Setting(size=(64, 64), train=False)
+    (training,) = bench.bench_models(["test_overlock"], setting, seconds=0)
+    setting = replace(setting, inference_form=True)
+    (inference,) = bench.bench_models(["test_overlock"], setting, seconds=0)
     assert inference["parameters M"] < training["parameters M"]
     assert "training images/s" not in inference
 
@@ -179,7 +183,92 @@ def test_operations_are_compared_over_sizes(tmp_path):
     ]
     assert [row["form"] for row in memory] == ["vmap", "one segment", "sequential"]
     for row in (*forms, *memory):
-        assert row["forward + backward ms"] > row["forward ms"] > 0
+        assert row["forward + backward ms"] > 0
+        assert row["forward ms"] > 0
+
+
+def test_depthwise_convolutions_are_compared_with_branches_and_merged(tmp_path):
+    path = tmp_path / "rows.json"
+    sizes = ["--depthwise-sizes", "1x4x9x8x7", "1x4x5x5x5"]
+    options = ["--seconds", "0.001", "--dtype", "bfloat16", "--json", str(path)]
+    assert bench.main(["--depthwise", *sizes, *options, "--device", "cpu"]) == 0
+    ((title, rows),) = json.loads(path.read_text()).items()
+    assert "bfloat16" in title
+    assert "Triton: not measured" in title
+    forms = ("conv, NCHW", "onednn, NCHW", "conv, channels-last", "onednn, channels-last")
+    assert [(row["size"], row["form"]) for row in rows] == [
+        (f"{size} {kind}", form)
+        for size in ("1x4x9x8x7", "1x4x5x5x5")
+        for kind in ("branches", "merged")
+        for form in forms
+    ]
+
+
+def test_a_row_with_depthwise_convolutions_in_a_form_runs_in_that_form(monkeypatch):
+    forms = []
+    monkeypatch.setattr(
+        bench,
+        "time_in_turn",
+        lambda steps, *_: {name: float(step() is None) + 1 for name, step in steps.items()},
+    )
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
+    forward = DilatedReparamConv.forward
+
+    def watched(self, x):
+        forms.append(ops_depthwise._forced_form)
+        return forward(self, x)
+
+    monkeypatch.setattr(DilatedReparamConv, "forward", watched)
+    setting = bench.Setting(size=(32, 32), train=False, depthwise_form="conv")
+    rows = bench.bench_models(["test_overlock", "test_convnext"], setting)
+    names = ["test_overlock", "test_overlock, depthwise conv", "test_convnext"]
+    assert [row["model"] for row in rows] == names
+    quarter = len(forms) // 4  # of calls: to count and to run each of the two
+    assert forms == [None] * 3 * quarter + ["conv"] * quarter
+    assert quarter > 0
+
+
+def test_models_run_under_autocast_to_the_dtype(monkeypatch):
+    found = []
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(
+        bench,
+        "time_in_turn",
+        lambda steps, *_: {k: len(found) or found.append(s()) or 1 for k, s in steps.items()},
+    )
+    setting = bench.Setting(size=(32, 32), train=False, dtype="bfloat16")
+    bench.bench_models(["test_convnext"], setting)
+    assert [x.dtype for x in found] == [torch.bfloat16]
+
+
+def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multiply_add(
+    monkeypatch,
+):
+    def halves(steps, seconds, device):
+        ((name, step),) = steps.items()
+        step()
+        return {name: 0.5}
+
+    monkeypatch.setattr(bench, "time_in_turn", halves)
+    assert bench.copy_bandwidth("cpu") == 2 * 2**22 * 4 / 0.5
+    assert bench.matmul_rate("cpu", torch.bfloat16) == 2 * 512**3 / 0.5
+
+
+def test_profile_stands_beside_the_models(tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    options = ["--size", "32", "--batch-size", "2", "--seconds", "0.001", "--device", "cpu"]
+    assert bench.main(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
+    (_, (model,)), *profiles = json.loads(path.read_text()).items()
+    assert [title.split(" by ")[0] for title, _ in profiles] == [
+        "test_convnext, inference",
+        "test_convnext, training",
+    ]
+    (title, (everything, *rows)), (_, (training, *_)) = profiles
+    assert "measured ceilings: copies at" in title
+    assert everything["multiply-adds G"] == pytest.approx(2 * model["multiply-adds G"])
+    assert training["multiply-adds G"] == pytest.approx(3 * everything["multiply-adds G"], rel=0.1)
+    assert sum(row["share %"] for row in rows) == pytest.approx(100)
+    assert "outside of operations" in capsys.readouterr().out
 
 
 @linux
@@ -215,6 +304,10 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
         (["--ops", "--sizes", "14x14"], "'14x14' is no size; expected BxHxWxK"),
         (["--ops", "--sizes", "1x7x7x9"], "the window must be odd and fit into the map"),
         (["--memory", "--memory-sizes", "1x10x4x3"], "10 tokens are no whole chunks"),
+        (["--ops", "--profile"], "--profile is of use with NAME only"),
+        (["--ops", "--compile"], "--compile is of use with --depthwise only"),
+        (["--depthwise", "--depthwise-sizes", "1x4x9x7"], "no size; expected BxCxHxWxK"),
+        (["--depthwise", "--depthwise-sizes", "1x4x9x9x6"], "the kernel must be one of"),
         (["test_overlock", "--features", "--train"], "--train needs logits"),
         (["test_overlock", "--json", "no/such/rows.json"], "no/such: no such folder"),
     ],

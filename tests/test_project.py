@@ -18,6 +18,7 @@ ROOMS = [
     "ops",
     "layers",
     "models",
+    "roofline",
     "bench",
     "heads",
     "metrics",
