@@ -209,12 +209,11 @@ def _watched(
             handle.remove()
 
 
-def plot_stage_costs(costs: dict[str, list[Row]], shown: Sequence[str] = COSTS) -> Figure:
+def plot_stage_costs(costs: dict[str, list[Row]]) -> Figure:
     """Draw the stages' shares of every cost as stacked bars, one bar per model.
 
     Args:
         costs: by model, rows as `stage_costs` returns them.
-        shown: the costs to draw, for example without the times of a machine that others use too.
 
     Example:
         >>> row = {"parameters M": 1.0, "multiply-adds G": 1.0, "activations MiB": 1.0}
@@ -224,8 +223,8 @@ def plot_stage_costs(costs: dict[str, list[Row]], shown: Sequence[str] = COSTS) 
         ['parameters M', 'multiply-adds G', 'activations MiB', 'inference ms']
     """
     with style():
-        figure, axes = panels(1, len(shown), width=1.2 + 0.9 * len(costs), height=3.6)
-        for panel, cost in zip(axes[0], shown, strict=True):
+        figure, axes = panels(1, len(COSTS), width=1.2 + 0.9 * len(costs), height=3.6)
+        for panel, cost in zip(axes[0], COSTS, strict=True):
             tallest = max(row[cost] for rows in costs.values() for row in rows)
             for place, rows in enumerate(costs.values()):
                 bottom = 0.0
@@ -341,12 +340,11 @@ def growth_exponents(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def plot_growth(rows: Sequence[Row], shown: Sequence[str] = GROWTH) -> Figure:
+def plot_growth(rows: Sequence[Row]) -> Figure:
     """Draw costs of several models over the side of the image, with linear and quadratic growth.
 
     Args:
         rows: as `growth_rows` returns them.
-        shown: the costs to draw.
 
     Example:
         >>> row = {"model": "m", "multiply-adds G": 1.0, "inference ms": 2.0}
@@ -358,8 +356,8 @@ def plot_growth(rows: Sequence[Row], shown: Sequence[str] = GROWTH) -> Figure:
     names = list(dict.fromkeys(row["model"] for row in rows))
     exponents = {row["model"]: row for row in growth_exponents(rows)}
     with style():
-        figure, axes = panels(1, len(shown), width=3.0, height=3.0)
-        for panel, cost in zip(axes[0], shown, strict=True):
+        figure, axes = panels(1, len(GROWTH), width=3.0, height=3.6)
+        for panel, cost in zip(axes[0], GROWTH, strict=True):
             for name in names:
                 own = [row for row in rows if row["model"] == name and row[cost]]
                 if not own:
@@ -384,5 +382,6 @@ def plot_growth(rows: Sequence[Row], shown: Sequence[str] = GROWTH) -> Figure:
             panel.set_xlabel("side of the image (px)")
             panel.set_ylabel(cost)
             if known:
-                panel.legend(fontsize=7)
+                # Above the curves, which fill a panel of two straight guides.
+                panel.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=7)
     return figure

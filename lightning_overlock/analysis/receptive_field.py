@@ -183,13 +183,18 @@ def field_rows(
 
 
 def plot_receptive_fields(
-    fields: dict[str, NDArray[np.float64]], shares: Sequence[float] = (0.5, 0.99)
+    fields: dict[str, NDArray[np.float64]], shares: Sequence[float] = (0.5, 0.99), cell: int = 1
 ) -> Figure:
     """Draw fields side by side on a logarithmic scale, with their central squares.
 
     Args:
         fields: by name, each (H, W).
         shares: of the mass that the squares hold.
+        cell: side in pixels of the squares that a field is averaged over to be drawn; fields of
+            noise are speckled. The central squares are those of the field itself.
+
+    Raises:
+        ValueError: a field's sides are no multiples of the cell.
 
     Example:
         >>> figure = plot_receptive_fields({"stage": np.full((10, 10), 0.01)})
@@ -199,8 +204,16 @@ def plot_receptive_fields(
     with style():
         figure, axes = panels(1, len(fields), width=2.4, height=2.5)
         for panel, (name, field) in zip(axes[0], fields.items(), strict=True):
-            relative = field / field.max()
-            drawn = panel.imshow(np.maximum(relative, 1e-4), norm=LogNorm(1e-4, 1))
+            height, width = field.shape
+            if height % cell or width % cell:
+                raise ValueError(f"{name} is {height}x{width}; expected multiples of cell={cell}")
+            coarse = field.reshape(height // cell, cell, width // cell, cell).mean((1, 3))
+            drawn = panel.imshow(
+                np.maximum(coarse / coarse.max(), 1e-4),
+                norm=LogNorm(1e-4, 1),
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                interpolation="nearest",
+            )
             for share, dash in zip(shares, ("-", "--", ":", "-."), strict=False):
                 square = central_square(field, share)
                 panel.add_patch(
@@ -215,6 +228,12 @@ def plot_receptive_fields(
                     )
                 )
             name_pixels(panel, name)
-            panel.legend(loc="lower left", labelcolor="white")
+            panel.legend(
+                loc="lower left",
+                labelcolor="white",
+                frameon=True,
+                facecolor="black",
+                edgecolor="none",
+            )
         figure.colorbar(drawn, ax=axes, label="share of the largest slope", shrink=0.9)
     return figure

@@ -146,12 +146,3 @@ def test_figures_draw():
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["a (pixels^1.00)", "b (pixels^1.00)"]
     assert np.isfinite(figure.axes[0].get_ylim()).all()
-
-
-def test_figures_draw_only_the_costs_asked_for():
-    rows = [{"stage": name, **dict.fromkeys(COSTS, 1.0)} for name in ("stem", "total")]
-    figure = plot_stage_costs({"a": rows}, ["activations MiB", "parameters M"])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["activations MiB", "parameters M"]
-    growth = [{"model": "a", "side px": s, "multiply-adds G": s**2.0} for s in (32, 64)]
-    figure = plot_growth(growth, ["multiply-adds G"])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["multiply-adds G"]

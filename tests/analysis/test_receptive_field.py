@@ -145,3 +145,22 @@ def test_figure_has_a_panel_per_stage_with_named_axes():
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts == ["50 %: 5 px", "99 %: 7 px"]
     figure.canvas.draw()
+
+
+def test_cells_are_means_and_leave_the_squares_alone():
+    field = np.zeros((8, 12))
+    field[2, 3] = 0.75
+    field[3, 2] = 0.25
+    figure = plot_receptive_fields({"stage": field}, cell=2)
+    drawn = figure.axes[0].images[0]
+    expected = np.full((4, 6), 1e-4)
+    expected[1, 1] = 1
+    np.testing.assert_allclose(drawn.get_array(), expected)
+    assert list(drawn.get_extent()) == [-0.5, 11.5, 7.5, -0.5]
+    fine = plot_receptive_fields({"stage": field})
+    labels = [
+        [text.get_text() for text in f.axes[0].get_legend().get_texts()] for f in (figure, fine)
+    ]
+    assert labels[0] == labels[1]
+    with pytest.raises(ValueError, match="8x12; expected multiples of cell=5"):
+        plot_receptive_fields({"stage": field}, cell=5)
