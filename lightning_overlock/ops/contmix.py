@@ -33,9 +33,10 @@ STRIP_ROWS = 4
 # What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
 BLOCK_BYTES = 8 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
-# What "auto" gives to Triton on a GPU: channels of a head, and the chip, by compute capability.
-# Chosen by what the kernels were written and compiled for; no GPU has timed them yet.
-TRITON_WIDTH = 64
+# What "auto" gives to Triton on a GPU: heads whose pixel has so many bytes (of more, the kernels do
+# not fit the registers), on chips of this compute capability or later. From the compiled kernels'
+# needs; no GPU has timed them yet.
+TRITON_HEAD_BYTES = 128
 TRITON_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -115,8 +116,9 @@ def contmix_from_queries(
 
     With the form "triton" logits and kernels exist on the chip only. It takes float32, bfloat16
     and float16, adds in float32, and rounds kernels to the dtype of `value`. "auto" takes it on
-    NVIDIA GPUs of the Ampere generation and later for heads of at most 64 channels; elsewhere,
-    and for float64, the logits are computed and go to `contmix`.
+    GPUs of the Ampere generation and later for heads of at most 64 channels, or 32 in float32;
+    elsewhere, and for float64, the logits are computed and go to `contmix`. That choice rests on
+    what is read and written, not on a timing: the kernels have not run on a GPU yet.
 
     Args:
         value: (B, C, H, W), a floating type.
@@ -330,7 +332,8 @@ def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -
     if form == "triton":
         return True
     width = max(prototypes.shape[2], value.shape[1] // prototypes.shape[1])
-    return value.is_cuda and obstacle is None and width <= TRITON_WIDTH
+    fits = width * value.element_size() <= TRITON_HEAD_BYTES
+    return value.is_cuda and obstacle is None and fits
 
 
 @torch.compiler.assume_constant_result

@@ -30,9 +30,12 @@ from torch.nn import functional as F
 
 from lightning_overlock.ops.contmix import sum_offsets
 
-# A tile: as many pixels of a row as the smallest side of a product has, and a row per warp.
+# A tile has as many pixels of a row as the smallest side of a product, and a warp per row. It has
+# at most so many rows, and fewer where heads are so wide that this many bytes of values would not
+# do: then shared memory (99 KiB on the smaller chips) would not either.
 COLUMNS = tl.constexpr(16)
-ROWS = tl.constexpr(8)
+MAX_ROWS = 8
+TILE_BYTES = 8192
 
 _DTYPES = {
     torch.float32: tl.float32,
@@ -48,7 +51,7 @@ def _start(pixel, length, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _tile(height, width):
+def _tile(height, width, ROWS: tl.constexpr):
     """The program's head (group of an image), tile, rows (Y,) and columns (X,)."""
     across = tl.cdiv(width, COLUMNS)
     tiles = tl.cdiv(height, ROWS) * across
@@ -186,12 +189,13 @@ def _forward_kernel(
     VALUE_WIDTH: tl.constexpr,
     QUERY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
     TAPS: tl.constexpr,
     SPAN: tl.constexpr,
     D: tl.constexpr,
     C: tl.constexpr,
 ):
-    head, _, row, column = _tile(height, width)
+    head, _, row, column = _tile(height, width, ROWS)
     there = (row < height)[:, None] & (column < width)[None, :]
     top = _start(row, height, SIZE)
     left = _start(column, width, SIZE)
@@ -260,12 +264,13 @@ def _backward_query_kernel(
     VALUE_WIDTH: tl.constexpr,
     QUERY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
     TAPS: tl.constexpr,
     SPAN: tl.constexpr,
     D: tl.constexpr,
     C: tl.constexpr,
 ):
-    head, tile, row, column = _tile(height, width)
+    head, tile, row, column = _tile(height, width, ROWS)
     there = (row < height)[:, None] & (column < width)[None, :]
     top = _start(row, height, SIZE)
     left = _start(column, width, SIZE)
@@ -357,13 +362,14 @@ def _backward_value_kernel(
     VALUE_WIDTH: tl.constexpr,
     QUERY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
     TAPS: tl.constexpr,
     D: tl.constexpr,
     C: tl.constexpr,
 ):
     # The tile's rows and columns are positions of the map here; the loops go over the pixels
     # whose windows hold them.
-    head, _, map_row, map_column = _tile(height, width)
+    head, _, map_row, map_column = _tile(height, width, ROWS)
     known = tl.minimum(map_row, height - 1)
     first_row = tl.where(known < SIZE, 0, known - SIZE // 2)
     last_row = tl.where(known >= height - SIZE, height - 1, known + SIZE // 2)
@@ -435,9 +441,9 @@ def forward(
     )
     _launch(
         _forward_kernel,
-        value=value,
-        query=query,
-        prototypes=prototypes,
+        value,
+        query,
+        prototypes,
         tap_bias=tap_bias,
         table=table,
         output=output,
@@ -461,33 +467,26 @@ def backward(
 
     Args:
         grad: (B, C, H, W), of the output.
-        value: as in `forward`, like the four after it.
-        query: -
-        prototypes: -
-        tap_bias: -
-        table: -
+        value: as in `forward`.
+        query: as in `forward`.
+        prototypes: as in `forward`.
+        tap_bias: as in `forward`.
+        table: as in `forward`.
         output: what `forward` returned.
         log_sums: what `forward` returned.
         targets: tensors for the gradients of the five arguments; None for what is not wanted.
     """
-    tensors = dict(
-        value=value,
-        query=query,
-        prototypes=prototypes,
-        tap_bias=tap_bias,
-        table=table,
-        log_sums=log_sums,
-        grad=grad,
-    )
+    inputs = value, query, prototypes
+    tensors = dict(tap_bias=tap_bias, table=table, log_sums=log_sums, grad=grad)
     value_grad, query_grad, prototypes_grad, tap_bias_grad, table_grad = targets
     if value_grad is not None:
-        _launch(_backward_value_kernel, **tensors, value_grad=value_grad)
+        _launch(_backward_value_kernel, *inputs, **tensors, value_grad=value_grad)
     if all(target is None for target in targets[1:]):
         return
     batch, groups, width, taps = prototypes.shape
     size = math.isqrt(taps)
     across = triton.cdiv(value.shape[3], COLUMNS.value)
-    tiles = triton.cdiv(value.shape[2], ROWS.value) * across
+    tiles = triton.cdiv(value.shape[2], _tile_rows(*inputs)) * across
 
     def parts(*shape: int) -> Tensor:
         return value.new_empty((batch, groups, *shape), dtype=torch.float32)
@@ -497,6 +496,7 @@ def backward(
     table_parts = None if table is None else parts(across, value.shape[2], size, 2 * size - 1)
     _launch(
         _backward_query_kernel,
+        *inputs,
         **tensors,
         output=output,
         query_grad=torch.empty_like(query) if query_grad is None else query_grad,
@@ -521,21 +521,31 @@ def _table_grad(rows: Tensor) -> Tensor:
     return by_offset[:, : size * length].reshape(groups, size, length, length).sum(1)
 
 
-def _launch(kernel: Any, **tensors: Tensor | None) -> None:
+def _block(length: int) -> int:
+    """Length of a block's axis that holds `length` numbers: what products and Triton ask for."""
+    return max(16, triton.next_power_of_2(length))
+
+
+def _tile_rows(value: Tensor, query: Tensor, prototypes: Tensor) -> int:
+    """Rows of a tile, a power of two."""
+    width = _block(max(prototypes.shape[2], value.shape[1] // prototypes.shape[1]))
+    number = max(x.element_size() for x in (value, query, prototypes))
+    return max(1, min(MAX_ROWS, TILE_BYTES // (COLUMNS.value * width * number)))
+
+
+def _launch(
+    kernel: Any, value: Tensor, query: Tensor, prototypes: Tensor, **others: Tensor | None
+) -> None:
     """Run a kernel, one program per head and tile; it takes its arguments by their names."""
-    value, query, prototypes = tensors["value"], tensors["query"], tensors["prototypes"]
-    assert value is not None
-    assert query is not None
-    assert prototypes is not None
     batch, channels, height, width = value.shape
     groups, query_width, taps = prototypes.shape[1:]
     size = math.isqrt(taps)
-    tap_block, query_block, value_block = (
-        max(16, triton.next_power_of_2(n)) for n in (size, query_width, channels // groups)
-    )
+    value_width = channels // groups
+    rows = _tile_rows(value, query, prototypes)
+    tensors = dict(value=value, query=query, prototypes=prototypes, **others)
     # The interpreter calculates wrongly in bfloat16.
-    wide = torch.float32 if os.environ.get("TRITON_INTERPRET") == "1" else None
-    types = [wide or torch.promote_types(query.dtype, prototypes.dtype), wide or value.dtype]
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    query_dtype = torch.promote_types(query.dtype, prototypes.dtype)
     arguments = {
         **tensors,
         **{f"{name}_stride": x.stride() for name, x in tensors.items() if x is not None},
@@ -544,20 +554,21 @@ def _launch(kernel: Any, **tensors: Tensor | None) -> None:
         "width": width,
         "SIZE": size,
         "QUERY_WIDTH": query_width,
-        "VALUE_WIDTH": channels // groups,
-        "QUERY_DTYPE": _DTYPES[types[0]],
-        "VALUE_DTYPE": _DTYPES[types[1]],
-        "TAPS": tap_block,
+        "VALUE_WIDTH": value_width,
+        "QUERY_DTYPE": tl.float32 if interpreted else _DTYPES[query_dtype],
+        "VALUE_DTYPE": tl.float32 if interpreted else _DTYPES[value.dtype],
+        "ROWS": rows,
+        "TAPS": _block(size),
         # Columns of the map that the windows of a tile's row of pixels cover together.
-        "SPAN": max(16, triton.next_power_of_2(min(width, size + COLUMNS.value - 1))),
-        "D": query_block,
-        "C": value_block,
+        "SPAN": _block(min(width, size + COLUMNS.value - 1)),
+        "D": _block(query_width),
+        "C": _block(value_width),
     }
-    tiles = triton.cdiv(height, ROWS.value) * triton.cdiv(width, COLUMNS.value)
+    tiles = triton.cdiv(height, rows) * triton.cdiv(width, COLUMNS.value)
     with torch.cuda.device_of(value):
         kernel[(batch * groups * tiles,)](
             **{name: arguments[name] for name in kernel.arg_names},
-            num_warps=ROWS.value,
+            num_warps=rows,
             num_stages=2,
             # Asked for by name: its default changes with Triton's version.
             enable_fp_fusion=True,

@@ -209,8 +209,7 @@ def test_forced_triton_leaves_contmix_from_logits_alone():
         assert torch.equal(contmix(value, logits), expected)
 
 
-@pytest.mark.parametrize("width", [16, 96])
-def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch, width):
+def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
     monkeypatch.setattr(ops, "_triton_obstacle", lambda device: None)
     seen = []
 
@@ -219,15 +218,18 @@ def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch, width)
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    def uses_triton(dtype):
+    def uses_triton(width, dtype):
         seen.clear()
         with FakeTensorMode(), Spy():
             value = torch.empty(1, width, 8, 8, device="cuda", dtype=dtype)
             contmix_from_queries(value, value, value.new_empty(1, 1, width, 25))
         return "lightning_overlock.contmix_fused.default" in seen
 
-    assert uses_triton(torch.bfloat16) == (width <= 64)
-    assert not uses_triton(torch.float64)
+    assert uses_triton(16, torch.float32)
+    assert uses_triton(64, torch.bfloat16)
+    assert not uses_triton(64, torch.float32)
+    assert not uses_triton(96, torch.float16)
+    assert not uses_triton(16, torch.float64)
 
 
 def test_operation_count_is_that_of_the_other_forms():
