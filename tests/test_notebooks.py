@@ -49,7 +49,16 @@ def test_outputs_are_stored_and_clean(path):
     assert path.stat().st_size <= LARGEST
 
 
+def test_no_cell_hides_its_errors(path):
+    for cell in code_cells(path):
+        # IPython's capture magic goes on after an error, and so would the tests.
+        assert not "".join(cell["source"]).startswith("%%capture"), cell["id"]
+        assert "raises-exception" not in cell["metadata"].get("tags", [])
+
+
 def shows_something(source):
+    if source.startswith("%%"):  # of another language
+        return False
     tree = ast.parse(re.sub(r"^%.*$", "", source, flags=re.MULTILINE))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     last = tree.body[-1] if tree.body else None
@@ -60,7 +69,7 @@ def shows_something(source):
 def test_every_cell_that_shows_something_has_it_stored(path):
     for cell in code_cells(path):
         source = "".join(cell["source"])
-        if shows_something(source) and not source.startswith("%%capture"):
+        if shows_something(source):
             assert cell["outputs"], cell["id"]
 
 
