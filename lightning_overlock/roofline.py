@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,7 +57,7 @@ def _formula(packet: Any) -> Callable[..., int] | None:
     return own.get(packet) or flop_registry.get(packet)
 
 
-class WorkCounter(TorchDispatchMode):
+class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the work of every operation that runs inside the block; `work` has it by name.
 
     Args:
@@ -66,7 +66,7 @@ class WorkCounter(TorchDispatchMode):
     """
 
     def __init__(self, bandwidth: float, rate: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bandwidth = bandwidth
         self.rate = rate
         self.work: dict[str, Work] = {}
@@ -183,7 +183,8 @@ def _bytes(x: object) -> int:
 
 def _operation(event: FunctionEvent, known: set[str]) -> str:
     """Name of the outermost known operation that an event is a part of."""
-    name, part = OUTSIDE, event
+    name = OUTSIDE
+    part: FunctionEvent | None = event
     while part is not None:
         if part.name in known:
             name = part.name

@@ -89,6 +89,15 @@ def test_squares_in_the_global_response_norm_do_overflow_half_precision():
     torch.testing.assert_close(norm(x).float(), norm(x.float()), rtol=2e-3, atol=1)
 
 
+def test_the_gradient_of_the_global_response_norm_does_not_overflow_on_the_way():
+    # The gradient of a channel's factor sums gradient times map: 169 * 0.1 * 1e4 is no float16.
+    norm = with_random_parameters(GlobalResponseNorm(DIM))
+    x = loud_map(1e4).abs()
+    wide, narrow = x.clone().requires_grad_(), x.half().requires_grad_()
+    grads = [torch.autograd.grad(norm(y), y, torch.full_like(y, 0.1))[0] for y in (wide, narrow)]
+    torch.testing.assert_close(grads[1].float(), grads[0], rtol=2e-3, atol=1e-3)
+
+
 def loud_model():
     """All parts of OverLoCK with activations of up to 1e4 in the residual stream and the MLPs."""
     torch.manual_seed(0)

@@ -195,9 +195,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     ctx.save_for_backward(x, *weights)
 
 
-def _autograd(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+def _autograd(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
     x, *weights = ctx.saved_tensors
-    grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
+    grads = [torch.zeros_like(x) if grad is None else grad for grad in given]
     of_x, of_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1])
     found = _depthwise_backward(grads, x, weights, ctx.dilations, ctx.form, [of_x, of_weights])
     of_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[3]

@@ -6,7 +6,7 @@ inputs give the same bits.
 """
 
 # ruff: noqa: ANN001, ANN202  Triton reads a kernel's annotations: constexpr or none.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from collections.abc import Sequence
 
