@@ -78,3 +78,10 @@ def test_nothing_of_the_machine_is_stored(path):
     found = re.findall(r"(?:/home|/root|/tmp|/work|/Users|/opt|/mnt)/[\w./-]*", text)
     found += re.findall(r"https?://(?!arxiv\.org|github\.com)[\w.-]+", text)
     assert found == []
+
+
+def test_readme_links_the_notebook_beside_a_picture(path):
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if f"](notebooks/{path.name})" in line]
+    (picture,) = re.findall(r"!\[[^\]]+\]\((notebooks/pictures/[\w.]+)\)", line)
+    assert (ROOT / picture).stat().st_size <= 150_000
