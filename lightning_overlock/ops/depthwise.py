@@ -5,10 +5,8 @@ outputs are needed, but the input need be read only once and its gradient writte
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lightning_overlock.ops import depthwise_onednn
+from lightning_overlock.ops.contmix import TRITON_DTYPES, _triton_obstacle
 
 FORMS = ("conv", "onednn", "triton")
 
@@ -112,13 +111,10 @@ def depthwise_form(form: str) -> Iterator[None]:
 
 def _check_triton(x: Tensor) -> None:
     """Raise a ValueError that says why the Triton form cannot take x."""
-    if find_spec("triton") is None:
-        raise ValueError("form 'triton' needs the package triton, which is not installed")
-    if x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            "form 'triton' needs a GPU; on a CPU it runs with TRITON_INTERPRET=1 set, slowly"
-        )
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    obstacle = _triton_obstacle(x.device)
+    if obstacle is not None:
+        raise ValueError(f"form 'triton' {obstacle}")
+    if x.dtype not in TRITON_DTYPES:
         raise ValueError(f"form 'triton' takes no {x.dtype}")
 
 
