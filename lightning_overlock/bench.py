@@ -33,7 +33,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
-from lightning_overlock.ops.contmix import FORMS, contmix, contmix_form
+from lightning_overlock.ops.contmix import (
+    FORMS,
+    contmix_form,
+    contmix_from_queries,
+    triton_obstacle,
+)
 from lightning_overlock.ops.depthwise import FORMS as DEPTHWISE_FORMS
 from lightning_overlock.ops.depthwise import depthwise, depthwise_form
 from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
@@ -400,31 +405,38 @@ def bench_contmix(
     groups: int = 8,
     channels: int = 16,
     device: str = "cpu",
+    dtype: str = "float32",
     seconds: float = 2.0,
 ) -> list[Row]:
-    """Measure the forms of ContMix with one kernel size, float32, no bias tables.
+    """Measure the forms of ContMix with one kernel size, from queries to mixed values.
+
+    Queries have as many channels as values; there are no bias tables.
 
     Args:
         sizes: "BxHxWxK": images, height, width, window.
         groups: G.
         channels: channels of a group.
-        device: where to run.
+        device: where to run; "triton" is measured where it can run.
+        dtype: a key of `DTYPES`, of values, queries and prototypes.
         seconds: how long each form is measured.
 
     Returns:
         One row per size and form, unfold first: milliseconds and extra peak memory in MiB.
     """
+    names = ["unfold", "dense", "strips", "auto"]
+    if triton_obstacle(torch.device(device)) is None:
+        names.insert(3, "triton")
     rows = []
     for size in sizes:
         batch, height, width, window = _numbers(size, "BxHxWxK, such as 4x14x14x13")
         if window % 2 == 0 or window > min(height, width):
             raise InputError(f"--sizes {size}: the window must be odd and fit into the map")
-        value = torch.randn(batch, groups * channels, height, width, device=device)
-        logits = torch.randn(batch, groups, height * width, window**2, device=device)
-
+        draw = partial(torch.randn, device=device, dtype=DTYPES[dtype])
+        value, query = (draw(batch, groups * channels, height, width) for _ in range(2))
+        prototypes = draw(batch, groups, channels, window**2) * channels**-0.5
         forms: dict[str, Form] = {
-            form: (partial(contmix, form=form), (value, logits))
-            for form in ("unfold", "dense", "strips", "auto")
+            form: (partial(contmix_from_queries, form=form), (value, query, prototypes))
+            for form in names
         }
         rows += _form_rows(size, forms, seconds, device)
     return rows
@@ -757,6 +769,12 @@ def main(arguments: list[str]) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {args.device} cannot be used: {reason}") from error
+    obstacle = triton_obstacle(torch.device(device))
+    for option in ("contmix_form", "depthwise_form"):
+        if getattr(args, option) == "triton" and obstacle is not None:
+            raise InputError(f"--{option.replace('_', '-')} triton: this form {obstacle}")
+    if args.depthwise_form == "onednn" and torch.device(device).type != "cpu":
+        raise InputError(f"--depthwise-form onednn is for CPUs, --device is {device}")
     if args.threads:
         torch.set_num_threads(args.threads)
     where = _where(device)
@@ -784,11 +802,12 @@ def main(arguments: list[str]) -> int:
             tables |= profile_models(args.names, setting, **timing)
     if args.ops:
         title = f"ContMix: size BxHxWxK, {args.groups} groups of {args.group_channels} channels"
-        tables[f"{title}, float32; {where}"] = bench_contmix(
+        tables[f"{title}, {args.dtype}; {where}"] = bench_contmix(
             args.sizes or CONTMIX_SIZES,
             groups=args.groups,
             channels=args.group_channels,
             device=device,
+            dtype=args.dtype,
             **timing,
         )
     if args.depthwise:

@@ -299,6 +299,14 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
         (["test_overlock", "--size", "big"], "--size big: expected pixels, such as 224 or"),
         (["test_overlock", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["test_overlock", "--contmix-form", "shifts"], "invalid choice: 'shifts'"),
+        (
+            ["test_overlock", "--contmix-form", "triton", "--device", "cpu"],
+            "--contmix-form triton: this form needs",
+        ),
+        (
+            ["test_overlock", "--depthwise-form", "triton", "--device", "cpu"],
+            "--depthwise-form triton: this form needs",
+        ),
         (["test_overlock", "--sizes", "1x7x7x5"], "--sizes is of use with --ops only"),
         (["--ops", "--contmix-form", "unfold"], "--contmix-form is of use with NAME only"),
         (["--ops", "--sizes", "14x14"], "'14x14' is no size; expected BxHxWxK"),

@@ -326,7 +326,7 @@ def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -
     dtypes = {value.dtype, query.dtype, prototypes.dtype}
     if form not in ("auto", "triton") or not dtypes.issubset(TRITON_DTYPES):
         return False
-    obstacle = _triton_obstacle(value.device)
+    obstacle = triton_obstacle(value.device)
     if form == "triton" and obstacle is not None:
         raise ValueError(f"form 'triton' {obstacle}")
     if form == "triton":
@@ -337,7 +337,7 @@ def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _triton_obstacle(device: torch.device) -> str | None:
+def triton_obstacle(device: torch.device) -> str | None:
     """What keeps Triton from running on a device."""
     if device.type == "meta":  # where nothing runs
         return None

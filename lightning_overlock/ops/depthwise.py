@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lightning_overlock.ops import depthwise_onednn
-from lightning_overlock.ops.contmix import TRITON_DTYPES, _triton_obstacle
+from lightning_overlock.ops.contmix import TRITON_DTYPES, triton_obstacle
 
 FORMS = ("conv", "onednn", "triton")
 
@@ -111,7 +111,7 @@ def depthwise_form(form: str) -> Iterator[None]:
 
 def _check_triton(x: Tensor) -> None:
     """Raise a ValueError that says why the Triton form cannot take x."""
-    obstacle = _triton_obstacle(x.device)
+    obstacle = triton_obstacle(x.device)
     if obstacle is not None:
         raise ValueError(f"form 'triton' {obstacle}")
     if x.dtype not in TRITON_DTYPES:

@@ -74,7 +74,7 @@ def recorders(monkeypatch):
     found = {name: Recorder(getattr(contmix_triton, name)) for name in names}
     for name, recorder in found.items():
         monkeypatch.setattr(contmix_triton, name, recorder)
-    monkeypatch.setattr(ops, "_triton_obstacle", lambda device: None)
+    monkeypatch.setattr(ops, "triton_obstacle", lambda device: None)
     return found
 
 
@@ -217,7 +217,7 @@ def test_forced_triton_leaves_contmix_from_logits_alone():
 
 
 def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
-    monkeypatch.setattr(ops, "_triton_obstacle", lambda device: None)
+    monkeypatch.setattr(ops, "triton_obstacle", lambda device: None)
     seen = []
 
     class Spy(TorchDispatchMode):
