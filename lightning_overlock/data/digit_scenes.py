@@ -25,9 +25,6 @@ from lightning_overlock.data.image_folder import ImageFiles
 from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
 
-# What a digit must keep of its ink: a new one that would hide more of another is put elsewhere.
-LEAST_VISIBLE = 0.5
-
 SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
 
 # Digit d is 1 + d in the files.
@@ -43,8 +40,9 @@ class SceneOptions:
         train_images: Training scenes.
         eval_images: Validation scenes, and as many test scenes.
         digits: Smallest and largest number of digits in a scene. A digit that finds no place
-            where it hides no other is left out.
+            where it hides too much of another is left out.
         digit_sizes: Smallest and largest side of a digit's square in pixels.
+        least_visible: Share of its ink that every digit keeps; 1 is no overlap.
         texture: Strength of the canvas's texture, from 0 (one colour) to 1.
         seed: Of digits, places, sizes, tints and textures.
     """
@@ -54,6 +52,7 @@ class SceneOptions:
     eval_images: int = 300
     digits: tuple[int, int] = (1, 5)
     digit_sizes: tuple[int, int] = (24, 56)
+    least_visible: float = 0.5
     texture: float = 0.3
     seed: int = 0
 
@@ -76,8 +75,9 @@ class SceneOptions:
                     f"data.scenes.{name} is {low}, {high}; "
                     f"expected {least} <= smallest <= largest <= {most}"
                 )
-        if not 0 <= self.texture <= 1:
-            raise InputError(f"data.scenes.texture is {self.texture}; expected 0 to 1")
+        for name, share in (("least_visible", self.least_visible), ("texture", self.texture)):
+            if not 0 <= share <= 1:
+                raise InputError(f"data.scenes.{name} is {share}; expected 0 to 1")
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class SceneOptions:
         return (
             f"digit_scenes-1-{self.canvas}px-{self.train_images}+{self.eval_images}-"
             f"{self.digits[0]}to{self.digits[1]}-{self.digit_sizes[0]}to{self.digit_sizes[1]}px-"
-            f"texture{self.texture:g}-seed{self.seed}"
+            f"visible{self.least_visible:g}-texture{self.texture:g}-seed{self.seed}"
         )
 
 
@@ -127,7 +127,7 @@ def draw_scene(digits: Digits, options: SceneOptions, random: np.random.Generato
             above = owner.copy()
             above[place][ink >= 0.5] = len(labels) + 1
             visible = np.bincount(above.ravel(), minlength=len(labels) + 2)[1:]
-            if all(visible[:-1] >= LEAST_VISIBLE * np.array(areas)):
+            if all(visible[:-1] >= options.least_visible * np.array(areas)):
                 owner = above
                 labels.append(int(digits.labels[number]))
                 areas.append(int(visible[-1]))

@@ -63,6 +63,20 @@ def test_no_digit_is_hidden_by_others(seed, digits):
     assert np.bincount(scene.owner.ravel())[1:].min() >= 4
 
 
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_digits_that_stay_whole_are_covered_by_none(seed):
+    alone, among_others = (
+        draw_scene(
+            digits_of("val"),
+            SceneOptions(canvas=64, digits=(n, n), digit_sizes=(12, 40), least_visible=1),
+            np.random.default_rng(seed),
+        )
+        for n in (1, 6)
+    )
+    assert np.array_equal(alone.owner == 1, among_others.owner == 1)
+
+
 def test_digits_stand_out_from_their_canvas():
     random = np.random.default_rng(1)
     plain = SceneOptions(texture=0, digits=(1, 1))
@@ -137,6 +151,7 @@ def test_every_option_is_in_the_folders_name():
         {"eval_images": 7},
         {"digits": (2, 3)},
         {"digit_sizes": (20, 21)},
+        {"least_visible": 0.9},
         {"texture": 0.25},
         {"seed": 5},
     ]
@@ -152,6 +167,7 @@ def test_every_option_is_in_the_folders_name():
         ({"digits": (3, 2)}, "scenes.digits is 3, 2"),
         ({"digits": (0, 2)}, "scenes.digits is 0, 2"),
         ({"digit_sizes": (20, 200)}, "scenes.digit_sizes is 20, 200"),
+        ({"least_visible": -0.5}, "scenes.least_visible is -0.5"),
         ({"texture": 1.5}, "scenes.texture is 1.5"),
     ],
 )
