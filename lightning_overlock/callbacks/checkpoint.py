@@ -1,6 +1,7 @@
 """Which checkpoints a run keeps: the last one, the best one, and one when it is interrupted."""
 
 import math
+import os
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_overlock.callbacks.run_folder import is_rank_zero
+
+STOPPING = "\nStopping after this step to save it; once more stops at once."
 
 
 class Interrupted(Exception):
@@ -121,7 +124,10 @@ class BestAndLast(Checkpoint):
             raise KeyboardInterrupt
         self._signum = signum
         if is_rank_zero():
-            print("\nStopping after this step to save it; once more stops at once.", flush=True)
+            try:
+                print(STOPPING, flush=True)
+            except RuntimeError:  # the signal came while a line was being printed
+                os.write(1, f"{STOPPING}\n".encode())
 
     def _save(self, trainer: Trainer, name: str) -> None:
         """Save under another name first: whatever kills the process, the checkpoint is whole."""
