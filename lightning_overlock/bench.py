@@ -33,14 +33,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
-from lightning_overlock.ops.contmix import (
-    FORMS,
-    contmix_form,
-    contmix_from_queries,
-    triton_obstacle,
-)
+from lightning_overlock.ops.contmix import FORMS, contmix_form, contmix_from_queries
 from lightning_overlock.ops.depthwise import FORMS as DEPTHWISE_FORMS
 from lightning_overlock.ops.depthwise import depthwise, depthwise_form
+from lightning_overlock.ops.forms import triton_obstacle
 from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
 from lightning_overlock.roofline import report
 
@@ -556,6 +552,11 @@ def _numbers(size: str, expected: str) -> list[int]:
 # Printing ----------------------------------------------------------------------------------------
 
 
+def digits(value: float) -> str:
+    """A number with three significant digits, or all those before its point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Figures to print, each with its ratio to that of the first row of the same size.
 
@@ -570,7 +571,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
             if not isinstance(value, float):
                 line.append("-" if value is None else value)
                 continue
-            text = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            text = digits(value)
             reference = base[key]
             if row is not base and isinstance(reference, float) and value and reference:
                 # A time's ratio is turned round: how many times as fast.

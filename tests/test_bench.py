@@ -215,7 +215,7 @@ def test_a_row_with_depthwise_convolutions_in_a_form_runs_in_that_form(monkeypat
     forward = DilatedReparamConv.forward
 
     def watched(self, x):
-        forms.append(ops_depthwise._forced_form)
+        forms.append(ops_depthwise.depthwise_form.form)
         return forward(self, x)
 
     monkeypatch.setattr(DilatedReparamConv, "forward", watched)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_overlock.bench import digits
+
 
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
     """Return rows as a Markdown table that also reads well as plain text.
@@ -48,6 +50,4 @@ def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = Non
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return digits(value) if isinstance(value, float) else str(value)

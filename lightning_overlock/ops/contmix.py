@@ -8,11 +8,8 @@ second is one pass through Triton's kernels (`contmix_triton`), and not even the
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache, wraps
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from lightning_overlock.ops.forms import TRITON_DTYPES, ForcedForm, triton_obstacle
 
 LOGIT_FORMS = ("dense", "strips", "unfold")
 FORMS = (*LOGIT_FORMS, "triton")
@@ -33,14 +32,12 @@ STRIP_ROWS = 4
 # What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
 BLOCK_BYTES = 8 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
-# What "auto" gives to Triton on a GPU: heads whose pixel has so many bytes (of more, the kernels do
-# not fit the registers), on chips of this compute capability or later. From the compiled kernels'
-# needs; no GPU has timed them yet.
+# What "auto" gives to Triton on a GPU: heads whose pixel has so many bytes; of more, the kernels do
+# not fit the registers. From the compiled kernels' needs; no GPU has timed them yet.
 TRITON_HEAD_BYTES = 128
-TRITON_CAPABILITY = (8, 0)
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_forced_form: str | None = None
+# "triton" is for `contmix_from_queries`; `contmix` goes on choosing by size.
+contmix_form = ForcedForm(FORMS)
 
 
 def contmix(
@@ -77,8 +74,8 @@ def contmix(
     """
     if form != "auto" and form not in LOGIT_FORMS:
         raise ValueError(f"form is '{form}', expected 'auto' or one of {LOGIT_FORMS}")
-    if form == "auto" and _forced_form in LOGIT_FORMS:
-        form = _forced_form
+    if form == "auto" and contmix_form.form in LOGIT_FORMS:
+        form = contmix_form.form
     kernels = 1 if small_logits is None else 2
     _check(value, "large", large_logits.shape, large_bias, kernels)
     if small_logits is None:
@@ -138,8 +135,8 @@ def contmix_from_queries(
     """
     if form != "auto" and form not in FORMS:
         raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
-    if form == "auto" and _forced_form is not None:
-        form = _forced_form
+    if form == "auto":
+        form = contmix_form.form or form
     _check_queries(value, query, prototypes, tap_bias, small_kernel)
     if not _takes_triton(value, query, prototypes, form):
         small, large = contmix_logits(query, prototypes, tap_bias, small_kernel)
@@ -182,25 +179,6 @@ def contmix_logits(
         return None, product(slice(None))
     split = small_kernel**2
     return product(slice(split)), product(slice(split, None))
-
-
-@contextmanager
-def contmix_form(form: str) -> Iterator[None]:
-    """Make `form="auto"` mean `form` inside the block, to compare whole models.
-
-    "triton" is for `contmix_from_queries`; `contmix` goes on choosing by size.
-
-    Raises:
-        ValueError: the form is unknown.
-    """
-    global _forced_form
-    if form not in FORMS:
-        raise ValueError(f"form is '{form}', expected one of {FORMS}")
-    before, _forced_form = _forced_form, form
-    try:
-        yield
-    finally:
-        _forced_form = before
 
 
 def contmix_reference(
@@ -327,29 +305,13 @@ def _takes_triton(value: Tensor, query: Tensor, prototypes: Tensor, form: str) -
     if form not in ("auto", "triton") or not dtypes.issubset(TRITON_DTYPES):
         return False
     obstacle = triton_obstacle(value.device)
-    if form == "triton" and obstacle is not None:
-        raise ValueError(f"form 'triton' {obstacle}")
     if form == "triton":
+        if obstacle is not None:
+            raise ValueError(f"form 'triton' {obstacle}")
         return True
     width = max(prototypes.shape[2], value.shape[1] // prototypes.shape[1])
     fits = width * value.element_size() <= TRITON_HEAD_BYTES
     return value.is_cuda and obstacle is None and fits
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def triton_obstacle(device: torch.device) -> str | None:
-    """What keeps Triton from running on a device."""
-    if device.type == "meta":  # where nothing runs
-        return None
-    if find_spec("triton") is None:
-        return "needs the package triton, which is not installed"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "needs a GPU; on a CPU it runs with TRITON_INTERPRET=1 set, slowly"
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "needs a GPU, there is none here"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
-        return f"needs a GPU of compute capability {TRITON_CAPABILITY} or more"
-    return None
 
 
 def _size(taps: int) -> int:

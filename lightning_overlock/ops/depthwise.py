@@ -5,8 +5,7 @@ outputs are needed, but the input need be read only once and its gradient writte
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,11 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lightning_overlock.ops import depthwise_onednn
-from lightning_overlock.ops.contmix import TRITON_DTYPES, triton_obstacle
+from lightning_overlock.ops.forms import TRITON_DTYPES, ForcedForm, triton_obstacle
 
 FORMS = ("conv", "onednn", "triton")
 
-_forced_form: str | None = None
+depthwise_form = ForcedForm(FORMS)
 
 
 def depthwise(
@@ -56,7 +55,7 @@ def depthwise(
     if form != "auto" and form not in FORMS:
         raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
     if form == "auto":
-        form = _forced_form or ("onednn" if x.device.type == "cpu" else "conv")
+        form = depthwise_form.form or ("onednn" if x.device.type == "cpu" else "conv")
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
     channels = x.shape[1]
@@ -90,23 +89,6 @@ def depthwise(
         outputs.append(F.conv2d(x, weight, bias, 1, padding, dilation, channels))
         bias = None
     return outputs
-
-
-@contextmanager
-def depthwise_form(form: str) -> Iterator[None]:
-    """Make `form="auto"` mean `form` inside the block, to compare whole models.
-
-    Raises:
-        ValueError: the form is unknown.
-    """
-    global _forced_form
-    if form not in FORMS:
-        raise ValueError(f"form is '{form}', expected one of {FORMS}")
-    before, _forced_form = _forced_form, form
-    try:
-        yield
-    finally:
-        _forced_form = before
 
 
 def _check_triton(x: Tensor) -> None:

@@ -257,10 +257,8 @@ class BaseTask(LightningModule):
             if self.features
             else parameter_groups(self.model, **decay)
         )
-        # Not fused: with gradient clipping under mixed precision some Lightning releases
-        # refuse it and some clip nothing.
-        # One kernel for all parameters. Lightning does not clip for it in mixed precision: under
-        # float16 it would unscale the gradients after that.
+        # One kernel for all parameters, but in mixed precision: there, with gradient clipping,
+        # some Lightning releases refuse it and some clip nothing.
         fused = self.device.type in ("cpu", "cuda") and not trainer.precision.endswith("mixed")
         return torch.optim.AdamW(
             groups, lr=self._peak_lr, betas=tuple(hparams["betas"]), fused=fused

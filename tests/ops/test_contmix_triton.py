@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.layers import ContMix
 from lightning_overlock.ops import contmix as ops
+from lightning_overlock.ops import forms
 from lightning_overlock.ops.contmix import contmix, contmix_form, contmix_from_queries
 
 CHECKS = Path(__file__).with_name("contmix_triton_checks.py")
@@ -203,7 +204,7 @@ def test_form_is_refused_where_it_cannot_run(monkeypatch):
     with contmix_form("triton"):
         with pytest.raises(ValueError, match=r"form 'triton' needs a GPU; on a CPU it runs with"):
             layer(x)
-        monkeypatch.setattr(ops, "find_spec", lambda name: None)
+        monkeypatch.setattr(forms, "find_spec", lambda name: None)
         with pytest.raises(ValueError, match="form 'triton' needs the package triton, which is"):
             layer(x)
         layer.double()(x.double())  # falls back
