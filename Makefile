@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 BIN := .venv/bin
 
-# OpenMP threads that spin make two busy processes 20 times slower.
+# OpenMP threads that spin make two busy processes 20 times slower. The package adds a short spin.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 

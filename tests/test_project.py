@@ -1,6 +1,8 @@
 """The project's own files: its dependencies in two places, its rooms, its metadata."""
 
 import ast
+import importlib
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -51,6 +53,26 @@ def test_conda_environment_names_the_dependencies_of_pyproject():
 
 def test_every_dependency_has_a_lower_bound():
     assert all(">=" in dependency for dependency in project()["dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", "1000")),
+        ({"OMP_WAIT_POLICY": "passive"}, ("passive", "1000")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+        ({"GOMP_SPINCOUNT": "0"}, ("PASSIVE", "0")),
+    ],
+)
+def test_threads_wait_as_the_user_says_or_sleep_after_a_short_spin(given, expected, monkeypatch):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that both are restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(lightning_overlock)
+    assert tuple(os.environ.get(name) for name in names) == expected
 
 
 def test_compromised_releases_of_lightning_are_excluded():

@@ -6,6 +6,9 @@ from torch.nn import functional as F
 
 from lightning_overlock.layers.conv_norm import ResidualDepthwise
 
+# What a hidden map of `ConvMlp` may take in inference on a CPU: it should stay in the cache.
+HIDDEN_BYTES = 4 * 2**20
+
 
 class GELU(nn.Module):
     """Exact GELU that takes the place of its input where no gradient is asked for.
@@ -79,6 +82,9 @@ class ChannelScale(nn.Module):
 class ConvMlp(nn.Module):
     """1x1 convolution, GELU, residual depthwise 3x3, GRN, 1x1 convolution.
 
+    Inference on a CPU takes a few images at a time where the hidden map of all is large: the map
+    then stays in the cache, and its memory is used again instead of fetched from the system.
+
     Args:
         in_channels: C of the input.
         hidden_channels: width between the two 1x1 convolutions.
@@ -95,4 +101,18 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""
+        count = self._images_at_once(x)
+        if count < x.shape[0]:
+            return torch.cat([self._mlp(part) for part in torch.split(x, count)])
+        return self._mlp(x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return self.fc2(self.grn(self.depthwise(self.act(self.fc1(x)))))
+
+    def _images_at_once(self, x: Tensor) -> int:
+        # Whoever reads the layers inside through hooks expects the whole batch of them.
+        hooked = any(module._forward_hooks for module in self.modules() if module is not self)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or hooked or not x.is_cpu:
+            return x.shape[0]
+        image = self.fc1.out_channels * x.shape[2] * x.shape[3] * x.element_size()
+        return max(1, HIDDEN_BYTES // image)

@@ -3,8 +3,9 @@
 Windows are clamped inside the map instead of padded (OverLoCK, arXiv 2502.20087, section 3.3). The
 gradient recomputes softmax and windows; nothing of the size of a map of windows is kept.
 
-`contmix` starts from logits, `contmix_from_queries` from what they are products of. On a GPU the
-second is one pass through Triton's kernels (`contmix_triton`), and not even the logits are kept.
+`contmix` starts from logits, `contmix_from_queries` from what they are products of: of these only
+a block exists at a time, and on a GPU, where Triton's kernels (`contmix_triton`) do it in one pass,
+none in memory.
 """
 
 import math
@@ -29,8 +30,9 @@ DENSE_PIXELS = 256
 DENSE_WINDOWS = 2.5
 # Pixel rows of a strip: more of them make larger products with more zeros in them.
 STRIP_ROWS = 4
-# What a block of images and groups may take: near the cache on a CPU, enough to fill a GPU.
-BLOCK_BYTES = 8 * 2**20
+# What a block of images and groups may take: near the cache on a CPU, and of a size that malloc
+# has at hand; enough to fill a GPU.
+BLOCK_BYTES = 4 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
 # What "auto" gives to Triton on a GPU: heads whose pixel has so many bytes; of more, the kernels do
 # not fit the registers. From the compiled kernels' needs; no GPU has timed them yet.
@@ -114,8 +116,9 @@ def contmix_from_queries(
     With the form "triton" logits and kernels exist on the chip only. It takes float32, bfloat16
     and float16, adds in float32, and rounds kernels to the dtype of `value`. "auto" takes it on
     GPUs of the Ampere generation and later for heads of at most 64 channels, or 32 in float32;
-    elsewhere, and for float64, the logits are computed and go to `contmix`. That choice rests on
-    what is read and written, not on a timing: the kernels have not run on a GPU yet.
+    elsewhere, and for float64, it takes "dense" or "strips" by size, where the logits of a few
+    images and groups exist at a time. That choice rests on what is read and written, not on a
+    timing: the kernels have not run on a GPU yet.
 
     Args:
         value: (B, C, H, W), a floating type.
@@ -138,16 +141,19 @@ def contmix_from_queries(
     if form == "auto":
         form = contmix_form.form or form
     _check_queries(value, query, prototypes, tap_bias, small_kernel)
-    if not _takes_triton(value, query, prototypes, form):
+    if form == "unfold":
         small, large = contmix_logits(query, prototypes, tap_bias, small_kernel)
-        form = "auto" if form == "triton" else form
         return contmix(value, large, small, large_bias=large_bias, small_bias=small_bias, form=form)
+    if _takes_triton(value, query, prototypes, form):
+        form = "triton"
+    elif form == "triton":
+        form = "auto"
     split = 0 if small_kernel is None else small_kernel**2
     pixels = (*prototypes.shape[:2], math.prod(query.shape[2:]))
     kernels = 1 if small_kernel is None else 2
     _check(value, "large", (*pixels, prototypes.shape[3] - split), large_bias, kernels)
     if small_kernel is None:
-        return _fused(value, query, prototypes, tap_bias, large_bias)[0]
+        return _fused(value, query, prototypes, tap_bias, large_bias, form)[0]
     _check(value, "small", (*pixels, split), small_bias, kernels)
     mixed = []
     for half, taps, bias in zip(
@@ -157,7 +163,7 @@ def contmix_from_queries(
         strict=True,
     ):
         half_bias = None if tap_bias is None else tap_bias[taps]
-        mixed.append(_fused(half, query, prototypes[..., taps], half_bias, bias)[0])
+        mixed.append(_fused(half, query, prototypes[..., taps], half_bias, bias, form)[0])
     return torch.cat(mixed, dim=1)
 
 
@@ -233,9 +239,8 @@ def contmix_kernels(logits: Tensor, bias: Tensor | None, height: int, width: int
     Returns:
         (B, G, H*W, K*K) in float32 or wider, each kernel summing to one.
     """
-    rows = None if bias is None else _bias_rows(bias, height)
-    by_row = _unflatten(logits, 2, height, width)
-    return _softmax(by_row, rows, slice(0, height)).flatten(2, 3)
+    given = _Given(logits, bias, (height, width))
+    return _softmax(given.rows((slice(None), slice(None)), slice(0, height))).flatten(2, 3)
 
 
 def _check(
@@ -392,19 +397,8 @@ def _bias_grad(rows: Tensor) -> Tensor:
     return F.fold(windows.mT, (2 * size - 1, 2 * size - 1), size).squeeze(1)
 
 
-def _softmax(logits: Tensor, bias_rows: Tensor | None, rows: slice) -> Tensor:
-    """Kernels of some pixel rows, in float32 or wider.
-
-    Args:
-        logits: (B, G, H, W, K*K).
-        bias_rows: of `_bias_rows`, or None.
-        rows: which of the H rows.
-    """
-    logits = logits[:, :, rows]
-    if bias_rows is not None:
-        width, size = logits.shape[-2], bias_rows.shape[2]
-        columns = _offsets(width, size, logits.device)
-        logits = logits + bias_rows[:, rows].index_select(2, columns)
+def _softmax(logits: Tensor) -> Tensor:
+    """Kernels in float32 or wider."""
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -416,9 +410,7 @@ def _unfold(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
     batch, channels, height, width = value.shape
     groups, taps = logits.shape[1], logits.shape[3]
     size = _size(taps)
-    logits = logits.reshape(batch, groups, height, width, taps)
-    bias_rows = None if bias is None else _bias_rows(bias, height)
-    kernel = _softmax(logits, bias_rows, slice(0, height)).flatten(2, 3)
+    kernel = contmix_kernels(logits, bias, height, width)
     rows = _starts(height, size, value.device)[:, None]
     columns = _starts(width, size, value.device)
     windows = value.unfold(2, size, 1).unfold(3, size, 1)[:, :, rows, columns]
@@ -434,7 +426,7 @@ def _unfold(value: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
 def _contmix(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
     # Autocast would narrow the products inside, whose dtypes are the operator's own affair.
     with torch.autocast(value.device.type, enabled=False):
-        return _forward(value, logits, bias, form)
+        return _forward(value, _Given(logits, bias, value.shape[2:]), form)
 
 
 @_contmix.register_fake
@@ -452,8 +444,15 @@ def _contmix_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, logits and bias; an empty tensor for those not wanted."""
+    grads = _empty_grads(value, logits, bias, wanted)
+    given = _Given(logits, bias, value.shape[2:])
+    given.grad = _unflatten(grads[1], 2, *value.shape[2:]) if wanted[1] else None
     with torch.autocast(value.device.type, enabled=False):
-        return _backward(grad, value, logits, bias, form, wanted)
+        value_grad = grads[0] if wanted[0] else None
+        bias_rows_grad = _backward(grad, value, given, form, value_grad, wanted[1], wanted[2])
+    if bias_rows_grad is not None:
+        grads[2].copy_(_bias_grad(bias_rows_grad))
+    return grads
 
 
 @_contmix_backward.register_fake
@@ -511,10 +510,9 @@ def _(
     return (wanted[0] + (wanted[1] or wanted[2])) * 2 * math.prod(value) * logits[3]
 
 
-def _parts(value: Tensor, logits: Tensor, form: str) -> "list[_Map] | list[_Strip]":
+def _parts(value: Tensor, size: int, form: str) -> "list[_Map] | list[_Strip]":
     """What a map is worked on in: as a whole, or in strips of a few rows."""
     height, width = value.shape[2:]
-    size = _size(logits.shape[3])
     if form == "auto":
         limit = max(DENSE_PIXELS, DENSE_WINDOWS * size * size)
         form = "dense" if height * width <= limit else "strips"
@@ -528,6 +526,7 @@ def _blocks(value: Tensor, groups: int, numbers: int) -> Iterator[tuple[slice, s
     limit = BLOCK_BYTES if value.device.type == "cpu" else DEVICE_BLOCK_BYTES
     count = max(1, limit // (numbers * value.element_size()))
     images, some = max(1, count // groups), min(groups, count)
+    images = math.ceil(value.shape[0] / math.ceil(value.shape[0] / images))  # equal shares
     for b in range(0, value.shape[0], images):
         for g in range(0, groups, some):
             yield slice(b, b + images), slice(g, min(g + some, groups))
@@ -543,17 +542,91 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.view(batch, groups, channels // groups, height, width).permute(0, 1, 3, 4, 2)
 
 
-def _forward(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> Tensor:
-    groups, height, width = logits.shape[1], *value.shape[2:]
-    parts = _parts(value, logits, form)
+class _Bias:
+    """The bias of logits: (G, H, K column offsets, K*K) as of `_bias_rows`."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.last: tuple[tuple[slice, slice], Tensor] | None = None
+
+    def of_pixels(self, groups: slice, rows: slice, width: int) -> Tensor:
+        """Bias of some groups and rows of pixels: (groups, rows, W, K*K)."""
+        if self.last is None or self.last[0] != (groups, rows):  # the next images ask again
+            columns = _offsets(width, self.rows.shape[2], self.rows.device)
+            self.last = (groups, rows), self.rows[groups, rows].index_select(2, columns)
+        return self.last[1]
+
+
+class _Given:
+    """Logits that are given, with a bias table or None."""
+
+    def __init__(self, logits: Tensor, bias: Tensor | None, size: Sequence[int]) -> None:
+        self.groups, self.taps = logits.shape[1], logits.shape[3]
+        self.logits = _unflatten(logits, 2, *size)
+        self.bias = None if bias is None else _Bias(_bias_rows(bias, size[0]))
+        self.grad: Tensor | None = None
+
+    def rows(self, block: tuple[slice, slice], rows: slice) -> Tensor:
+        """Biased logits of some images, groups and rows of pixels: (b, g, rows, W, K*K)."""
+        logits = self.logits[block][:, :, rows]
+        if self.bias is None:
+            return logits
+        return logits + self.bias.of_pixels(block[1], rows, logits.shape[3])
+
+    def add_grad(self, grad: Tensor, block: tuple[slice, slice], rows: slice) -> None:
+        """Keep the gradient of what `rows` gave."""
+        assert self.grad is not None
+        self.grad[block][:, :, rows] = grad
+
+
+class _Products:
+    """Logits that are products of queries and prototypes, made anew wherever they are needed."""
+
+    def __init__(
+        self, query: Tensor, prototypes: Tensor, tap_bias: Tensor | None, table: Tensor | None
+    ) -> None:
+        self.groups, self.taps = prototypes.shape[1], prototypes.shape[3]
+        dtype = torch.promote_types(query.dtype, prototypes.dtype)
+        self.query = _grouped(query, self.groups).to(dtype)
+        self.prototypes = prototypes.to(dtype)
+        bias_rows = None if table is None else _bias_rows(table, query.shape[2])
+        if tap_bias is not None:
+            shape = (self.groups, query.shape[2], _size(self.taps), self.taps)
+            bias_rows = tap_bias.expand(shape) if bias_rows is None else bias_rows + tap_bias
+        self.bias = None if bias_rows is None else _Bias(bias_rows)
+        self.query_grad: Tensor | None = None
+        self.prototypes_grad: Tensor | None = None
+
+    def rows(self, block: tuple[slice, slice], rows: slice) -> Tensor:
+        """As of `_Given`."""
+        query = self.query[block][:, :, rows]
+        logits = _unflatten(query.flatten(2, 3) @ self.prototypes[block], 2, *query.shape[2:4])
+        if self.bias is None:
+            return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits += self.bias.of_pixels(block[1], rows, query.shape[3])
+        return logits
+
+    def add_grad(self, grad: Tensor, block: tuple[slice, slice], rows: slice) -> None:
+        """As of `_Given`."""
+        query = self.query[block][:, :, rows]
+        flat = grad.flatten(2, 3).to(query.dtype)
+        if self.query_grad is not None:
+            product = flat @ self.prototypes[block].mT
+            self.query_grad[block][:, :, rows] = product.view_as(query)
+        if self.prototypes_grad is not None:  # in float32 or wider, over the rows
+            self.prototypes_grad[block] += query.flatten(2, 3).mT @ flat
+
+
+def _forward(value: Tensor, logits: "_Given | _Products", form: str) -> Tensor:
+    groups = logits.groups
+    parts = _parts(value, _size(logits.taps), form)
     output = torch.empty_like(value)
     for block in _blocks(value, groups, parts[0].source_numbers(value.shape[1] // groups)):
         source = parts[0].source(_grouped(value, groups)[block].flatten(0, 1))
         target = _grouped(output, groups)[block]
-        block_logits = _unflatten(logits[block], 2, height, width)
-        bias_rows = None if bias is None else _bias_rows(bias[block[1]], height)
         for part in parts:
-            kernel = _softmax(block_logits, bias_rows, part.rows).to(value.dtype)
+            kernel = _softmax(logits.rows(block, part.rows)).to(value.dtype)
             product = torch.bmm(part.matrix(kernel.flatten(0, 1)), part.windows(source))
             target[:, :, part.rows] = part.image(product).view_as(target[:, :, part.rows])
     return output
@@ -562,48 +635,64 @@ def _forward(value: Tensor, logits: Tensor, bias: Tensor | None, form: str) -> T
 def _backward(
     grad: Tensor,
     value: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
+    logits: "_Given | _Products",
     form: str,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    groups, height, width = logits.shape[1], *value.shape[2:]
-    parts = _parts(value, logits, form)
-    value_grad, logits_grad, bias_grad = _empty_grads(value, logits, bias, wanted)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    size = _size(logits.shape[3])
-    rows_shape = (groups, height, size, size * size) if wanted[2] else (0,)
-    bias_rows_grad = logits.new_zeros(rows_shape, dtype=wide)
+    value_grad: Tensor | None,
+    want_logits: bool,
+    want_bias: bool,
+) -> Tensor | None:
+    """Fill `value_grad`, hand the logits' gradient to `logits`, return that of the bias rows."""
+    groups = logits.groups
+    size = _size(logits.taps)
+    parts = _parts(value, size, form)
+    bias_rows_grad = None
+    if want_bias:
+        assert logits.bias is not None
+        bias = logits.bias.rows
+        wide = torch.promote_types(bias.dtype, torch.float32)
+        bias_rows_grad = torch.zeros(bias.shape, dtype=wide, device=bias.device)
     for block in _blocks(value, groups, parts[0].source_numbers(value.shape[1] // groups)):
         source = parts[0].source(_grouped(value, groups)[block].flatten(0, 1))
-        # Windows overlap: their gradients are added in float32 or wider.
-        source_grad = torch.zeros_like(source, dtype=torch.promote_types(value.dtype, wide))
         block_grad = _grouped(grad, groups)[block].flatten(0, 1)
-        block_logits = _unflatten(logits[block], 2, height, width)
-        bias_rows = None if bias is None else _bias_rows(bias[block[1]], height)
+        if value_grad is not None:
+            # Windows overlap: their gradients are added in float32 or wider.
+            wide = torch.promote_types(value.dtype, torch.float32)
+            source_grad = torch.zeros_like(source, dtype=wide)
         for part in parts:
-            kernel = _softmax(block_logits, bias_rows, part.rows)
+            kernel = _softmax(logits.rows(block, part.rows))
             pixels = part.pixels(block_grad[:, part.rows])
-            if wanted[0]:
+            if value_grad is not None:
                 matrix = part.matrix(kernel.to(value.dtype).flatten(0, 1))
                 part.windows(source_grad).add_(torch.bmm(matrix.mT, pixels))
-            if wanted[1] or wanted[2]:
+            if want_logits or want_bias:
                 matrix = torch.bmm(pixels, part.windows(source).mT)
                 kernel_grad = part.kernel(matrix).to(kernel.dtype).reshape(kernel.shape)
                 part_grad = torch.ops.aten._softmax_backward_data(
                     kernel_grad, kernel, -1, kernel.dtype
                 )
-                if wanted[1]:
-                    target = _unflatten(logits_grad[block], 2, height, width)
-                    target[:, :, part.rows] = part_grad
-                if wanted[2]:
+                if want_logits:
+                    logits.add_grad(part_grad, block, part.rows)
+                if bias_rows_grad is not None:
                     bias_rows_grad[block[1], part.rows] += sum_offsets(part_grad.sum(0), 2, size)
-        if wanted[0]:
+        if value_grad is not None:
             target = _grouped(value_grad, groups)[block]
             target.copy_(parts[0].value(source_grad).view_as(target))
-    if wanted[2]:
-        bias_grad.copy_(_bias_grad(bias_rows_grad))
-    return value_grad, logits_grad, bias_grad
+    return bias_rows_grad
+
+
+class _Matrices:
+    """Matrices of zeros that kernels are written into, again and again at the same places."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, Tensor] = {}
+
+    def __call__(self, kernel: Tensor, count: int, rows: int, columns: int, key: int = 0) -> Tensor:
+        """(count, rows, columns) of the kernel's dtype; what no kernel is written to stays zero."""
+        kept = self.kept.get((rows, columns, key, kernel.dtype))
+        if kept is None or kept.shape[0] < count:
+            kept = kernel.new_zeros(count, rows, columns)
+            self.kept[rows, columns, key, kernel.dtype] = kept
+        return kept[:count]
 
 
 class _Map:
@@ -613,6 +702,7 @@ class _Map:
         self.height, self.width, self.size = height, width, size
         self.pixel_count = height * width
         self.rows = slice(0, height)
+        self._matrices = _Matrices()
 
     def source_numbers(self, channels: int) -> int:  # noqa: ARG002
         """Numbers that a group of an image takes while it is worked on: its matrix."""
@@ -647,7 +737,7 @@ class _Map:
         kernel = kernel.flatten(1, 2)
         if kernel.shape[2] == self.pixel_count:  # the window is the map
             return kernel
-        matrix = kernel.new_zeros(kernel.shape[0], self.pixel_count, self.pixel_count)
+        matrix = self._matrices(kernel, kernel.shape[0], self.pixel_count, self.pixel_count)
         return matrix.scatter_(2, self._index(kernel), kernel)
 
     def kernel(self, matrix: Tensor) -> Tensor:
@@ -667,8 +757,11 @@ class _Strip:
     one batched product over groups and columns. Nothing is gathered.
     """
 
-    def __init__(self, rows: slice, height: int, width: int, size: int) -> None:
+    def __init__(
+        self, rows: slice, height: int, width: int, size: int, matrices: _Matrices
+    ) -> None:
         self.rows, self.height, self.width, self.size = rows, height, width, size
+        self._matrices = matrices
         self.start = min(max(rows.start - size // 2, 0), height - size)
         self.stop = min(max(rows.stop - 1 - size // 2, 0), height - size) + size
         self.covered = (self.stop - self.start) * size
@@ -678,7 +771,8 @@ class _Strip:
         """Strips whose windows all start at the same row, or each a row below the one before."""
         first, last = size // 2 + 1, height - size // 2 - 1
         cuts = [0, *range(first, last, STRIP_ROWS), last, height] if first <= last else [0, height]
-        return [cls(slice(a, b), height, width, size) for a, b in pairwise(cuts)]
+        matrices = _Matrices()
+        return [cls(slice(a, b), height, width, size, matrices) for a, b in pairwise(cuts)]
 
     def source_numbers(self, channels: int) -> int:
         """Numbers that a group of an image takes while it is worked on: its source."""
@@ -728,7 +822,7 @@ class _Strip:
     def matrix(self, kernel: Tensor) -> Tensor:
         """(n, rows, W, K*K) to (n * W, rows, covered)."""
         n, rows, width, _ = kernel.shape
-        matrix = kernel.new_zeros(n * width, rows, self.covered)
+        matrix = self._matrices(kernel, n * width, rows, self.covered)
         self._taps(matrix).copy_(kernel)
         return matrix
 
@@ -737,7 +831,7 @@ class _Strip:
         return self._taps(matrix)
 
 
-# The fused operator: logits that never leave the chip ---------------------------------------------
+# The operator from queries: logits exist block by block, with Triton on the chip only -------------
 
 
 @torch.library.custom_op("lightning_overlock::contmix_fused", mutates_args=())
@@ -747,16 +841,23 @@ def _fused(
     prototypes: Tensor,
     tap_bias: Tensor | None,
     table: Tensor | None,
+    form: str,
 ) -> tuple[Tensor, Tensor]:
-    """One kernel size of `contmix_from_queries`, and what its backward needs to know of it."""
-    from lightning_overlock.ops import contmix_triton
+    """One kernel size of `contmix_from_queries`, and what Triton's backward needs to know of it."""
+    if form == "triton":
+        from lightning_overlock.ops import contmix_triton
 
-    return contmix_triton.forward(value, query, prototypes, tap_bias, table)
+        return contmix_triton.forward(value, query, prototypes, tap_bias, table)
+    with torch.autocast(value.device.type, enabled=False):
+        products = _Products(query, prototypes, tap_bias, table)
+        return _forward(value, products, form), value.new_empty(0, dtype=torch.float32)
 
 
 @_fused.register_fake
-def _(value: Tensor, _query: Tensor, prototypes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    shape = (*prototypes.shape[:2], *value.shape[2:])
+def _(
+    value: Tensor, _query: Tensor, prototypes: Tensor, _bias: Any, _table: Any, form: str
+) -> tuple[Tensor, Tensor]:
+    shape = (*prototypes.shape[:2], *value.shape[2:]) if form == "triton" else (0,)
     return torch.empty_like(value), value.new_empty(shape, dtype=torch.float32)
 
 
@@ -768,23 +869,44 @@ def _fused_backward(
     prototypes: Tensor,
     tap_bias: Tensor | None,
     table: Tensor | None,
-    output: Tensor,
-    log_sums: Tensor,
+    output: Tensor | None,
+    log_sums: Tensor | None,
+    form: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five inputs; an empty tensor for those not wanted."""
-    from lightning_overlock.ops import contmix_triton
-
     inputs = (value, query, prototypes, tap_bias, table)
     grads = _fused_grads(inputs, wanted)
     targets = [x if want else None for x, want in zip(grads, wanted, strict=True)]
-    contmix_triton.backward(grad, *inputs, output, log_sums, targets)
+    if form == "triton":
+        from lightning_overlock.ops import contmix_triton
+
+        assert output is not None
+        assert log_sums is not None
+        contmix_triton.backward(grad, *inputs, output, log_sums, targets)
+        return grads
+    with torch.autocast(value.device.type, enabled=False):
+        products = _Products(query, prototypes, tap_bias, table)
+        if wanted[1]:
+            products.query_grad = _grouped(grads[1], products.groups)
+        if wanted[2]:
+            wide = torch.promote_types(products.prototypes.dtype, torch.float32)
+            products.prototypes_grad = torch.zeros_like(prototypes, dtype=wide)
+        bias_rows_grad = _backward(
+            grad, value, products, form, targets[0], wanted[1] or wanted[2], wanted[3] or wanted[4]
+        )
+    if products.prototypes_grad is not None:
+        grads[2].copy_(products.prototypes_grad)
+    if bias_rows_grad is not None and wanted[3]:
+        grads[3].copy_(bias_rows_grad.sum((0, 1, 2)))
+    if bias_rows_grad is not None and wanted[4]:
+        grads[4].copy_(_bias_grad(bias_rows_grad))
     return grads
 
 
 @_fused_backward.register_fake
 def _(_grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _fused_grads(inputs[:5], inputs[7])
+    return _fused_grads(inputs[:5], inputs[8])
 
 
 def _fused_grads(
@@ -799,14 +921,15 @@ def _fused_grads(
 
 
 def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.form = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs, *output)
+    ctx.save_for_backward(*tensors, *(output if ctx.form == "triton" else (None, None)))
 
 
 def _fused_autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad
-    grads = _fused_backward(grad, *ctx.saved_tensors, wanted)
-    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+    wanted = ctx.needs_input_grad[:5]
+    grads = _fused_backward(grad, *ctx.saved_tensors, ctx.form, wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
 
 
 _fused.register_autograd(_fused_autograd, setup_context=_fused_context)

@@ -168,8 +168,8 @@ def test_two_runs_give_the_same_bits():
 def test_operator_obeys_the_rules_of_torch_library():
     arguments = make(1, 1, (8, 8), (3, 4), 3)
     inputs = [x.requires_grad_() for x in arguments.values()]
-    torch.library.opcheck(OPERATOR, tuple(inputs))
-    torch.library.opcheck(OPERATOR, (*inputs[:3], None, None))
+    torch.library.opcheck(OPERATOR, (*inputs, "triton"))
+    torch.library.opcheck(OPERATOR, (*inputs[:3], None, None, "triton"))
 
 
 def small_layer() -> ContMix:

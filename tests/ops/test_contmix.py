@@ -210,7 +210,7 @@ def test_the_second_forward_builds_no_index(form):
             if form == "unfold":
                 ops._unfold(value, logits, tables["large_bias"])
             else:
-                ops._forward(value, logits, tables["large_bias"], form)
+                ops._forward(value, ops._Given(logits, tables["large_bias"], (17, 9)), form)
         return integers.found
 
     assert run(), "the first forward builds its indices"
@@ -308,24 +308,43 @@ def test_forced_form_holds_inside_the_block_only():
     assert uses_operator()
 
 
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self.bytes = max(self.bytes, output.untyped_storage().nbytes())
+        return output
+
+
 def test_large_maps_take_strips_and_keep_nothing_of_the_size_of_all_windows():
     value = torch.randn(1, 16, 40, 40)
     logits = torch.randn(1, 1, 1600, 169)
-    largest = 0
-
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            output = func(*args, **(kwargs or {}))
-            if isinstance(output, Tensor):
-                largest = max(largest, output.untyped_storage().nbytes())
-            return output
-
-    with Largest():
-        ops._forward(value, logits, None, "auto")
-        ops._backward(value, value, logits, None, "auto", (True, True, False))
+    given = ops._Given(logits, None, (40, 40))
+    given.grad = torch.empty_like(given.logits)
+    with Largest() as largest:
+        ops._forward(value, given, "auto")
+        ops._backward(value, value, given, "auto", torch.empty_like(value), True, False)
     windows = 16 * 1600 * 169 * 4
-    assert largest <= max(windows // 13, logits.numel() * 4)
+    assert largest.bytes <= max(windows // 13, logits.numel() * 4)
+
+
+def test_from_queries_not_even_the_logits_of_a_large_map_exist():
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, 64, 40, 40, generator=generator)
+    prototypes = torch.randn(1, 8, 8, 169, generator=generator)
+    products = ops._Products(value, prototypes, None, None)
+    products.query_grad = torch.empty_like(products.query)
+    products.prototypes_grad = torch.zeros_like(prototypes)
+    with Largest() as largest:
+        ops._forward(value, products, "auto")
+        ops._backward(value, value, products, "auto", torch.empty_like(value), True, False)
+    assert largest.bytes <= 8 * 1600 * 169 * 4 // 2
 
 
 def test_a_float64_kernel_of_one_tap_copies_the_value():
@@ -335,26 +354,112 @@ def test_a_float64_kernel_of_one_tap_copies_the_value():
         torch.testing.assert_close(contmix(value, logits, form=form), value)
 
 
-@pytest.mark.parametrize("form", CHOICES)
-@pytest.mark.parametrize("small", [None, 3])
-def test_queries_and_prototypes_make_the_logits(form, small):
-    (value, _, _), tables = make(2, 2, 3, 6, 7, 5, small)
+def make_queries(batch, groups, size, large, small=None, dtype=torch.float64):
+    """Random arguments of `contmix_from_queries`: 3 values and 4 query numbers per group."""
+    (value, _, _), tables = make(batch, groups, 3, *size, large, small)
     generator = torch.Generator().manual_seed(0)
-    taps = 25 + (small or 0) ** 2
-    query, prototypes, tap_bias = (
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((2, 8, 6, 7), (2, 2, 4, taps), (taps,))
-    )
-    logits = torch.einsum("bgdn,bgdt->bgnt", query.reshape(2, 2, 4, 42), prototypes) + tap_bias
-    split = [None, logits] if small is None else [*logits.split([9, 25], -1)]
-    expected = contmix_reference(value, split[1], split[0], **tables)
-    args = [value, query, prototypes, tap_bias]
-    output = contmix_from_queries(*args, small_kernel=small, **tables, form=form)
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
-    for found, wanted in zip(
-        grads(output, args, tables), grads(expected, args, tables), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    taps = large**2 + (small or 0) ** 2
+    shapes = ((batch, 4 * groups, *size), (batch, groups, 4, taps), (taps,))
+    normal = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    args = [x.detach().to(dtype).requires_grad_() for x in (value, *normal)]
+    return args, {name: x.detach().to(dtype).requires_grad_() for name, x in tables.items()}
+
+
+def reference_from_queries(value, query, prototypes, tap_bias, small, **tables):
+    batch, groups, width = prototypes.shape[:3]
+    rows = query.reshape(batch, groups, width, -1)
+    logits = torch.einsum("bgdn,bgdt->bgnt", rows, prototypes) + tap_bias
+    split = (small or 0) ** 2
+    first = logits[..., :split] if small else None
+    return contmix_reference(value, logits[..., split:], first, **tables)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    large=st.sampled_from([3, 5]),
+    small=st.sampled_from([None, 1]),
+    extra=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    channels_last=st.booleans(),
+)
+def test_queries_and_prototypes_make_the_logits(batch, groups, large, small, extra, channels_last):
+    size = (large + extra[0], large + extra[1])
+    args, tables = make_queries(batch, groups, size, large, small)
+    expected = reference_from_queries(*args, small, **tables)
+    expected_grads = grads(expected, args, tables)
+    given = list(args)
+    if channels_last:
+        given[:2] = (x.to(memory_format=torch.channels_last) for x in args[:2])
+    for form in CHOICES:
+        output = contmix_from_queries(*given, small_kernel=small, **tables, form=form)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+        for found, wanted in zip(grads(output, args, tables), expected_grads, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["dense", "strips"])
+def test_from_queries_blocks_give_the_same_as_one(form, monkeypatch):
+    args, tables = make_queries(5, 4, (12, 11), 5, 3)
+
+    def run():
+        output = contmix_from_queries(*args, small_kernel=3, **tables, form=form)
+        return [output, *grads(output, args, tables)]
+
+    expected = run()
+    one = {"dense": (12 * 11) ** 2, "strips": 12 * 11 * 5 * 3}[form] * 8
+    for limit in (1, 3 * one, 8 * one):
+        monkeypatch.setattr(ops, "BLOCK_BYTES", limit)
+        for found, wanted in zip(run(), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["dense", "strips"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_operator_from_queries_obeys_the_rules_of_torch_library(form, biased):
+    args, tables = make_queries(2, 2, (8, 9), 3)
+    table = tables["large_bias"] if biased else None
+    operator = torch.ops.lightning_overlock.contmix_fused.default
+    torch.library.opcheck(operator, (*args[:3], args[3] if biased else None, table, form))
+    last = [x.to(memory_format=torch.channels_last) for x in args[:2]]
+    torch.library.opcheck(operator, (*last, args[2], None, table, form))
+
+
+@pytest.mark.parametrize("form", ["dense", "strips"])
+@pytest.mark.parametrize("wanted", range(5))
+def test_from_queries_a_single_wanted_gradient_is_computed_alone(form, wanted):
+    args, tables = make_queries(2, 2, (9, 8), 5)
+    tensors = [*args, tables["large_bias"]]
+    full = grads(contmix_from_queries(*args, **tables, form=form), tensors, {})
+    alone = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(tensors)]
+    output = contmix_from_queries(*alone[:4], large_bias=alone[4], form=form)
+    (found,) = grads(output, [alone[wanted]], {})
+    torch.testing.assert_close(found, full[wanted], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", CHOICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_from_queries_a_float32_bias_is_added_unrounded(form, dtype):
+    args, tables = make_queries(1, 2, (12, 9), 5, 3)
+    args = [x.detach().to(dtype) for x in args]
+    args[1].zero_()  # the logits are the biases alone
+    args[3] = args[3].float() + 100
+    tables = {name: x.detach().float() for name, x in tables.items()}
+    exact = {name: x.double() for name, x in tables.items()}
+    expected = reference_from_queries(*(x.double() for x in args), 3, **exact)
+    output = contmix_from_queries(*args, small_kernel=3, **tables, form=form)
+    assert output.dtype == dtype
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(output.double(), expected, rtol=2 * step, atol=2 * step)
+
+
+@pytest.mark.parametrize("form", ["dense", "strips"])
+def test_from_queries_autocast_does_not_narrow_the_products(form):
+    args, tables = make_queries(1, 2, (12, 9), 5, dtype=torch.float32)
+    expected = contmix_from_queries(*args, **tables, form=form)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = contmix_from_queries(*args, **tables, form=form)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,17 @@ def test_a_map_that_needs_no_gradient_gets_none():
     assert weights[0].grad is not None
 
 
+@pytest.mark.parametrize("width", [14, 40])
+def test_a_channels_last_map_stays_channels_last(width):
+    x, weights, bias = tensors((13, width), [(13, 1)], torch.float32)
+    expected = F.conv2d(x, weights[0], bias, 1, 6, 1, CHANNELS)
+    last = [t.to(memory_format=torch.channels_last) for t in (x, weights[0])]
+    with torch.no_grad():
+        (found,) = depthwise(last[0], [last[1]], bias=bias, form="onednn")
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
+
+
 def test_under_autocast_it_rounds_as_torch_does():
     x, weights, bias = tensors((10, 10), [(7, 1), (3, 3)], torch.float32)
     weights = [weight.requires_grad_() for weight in weights]
