@@ -684,14 +684,13 @@ class _Matrices:
     """Matrices of zeros that kernels are written into, again and again at the same places."""
 
     def __init__(self) -> None:
-        self.kept: dict[Any, Tensor] = {}
+        self.kept: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, kernel: Tensor, count: int, rows: int, columns: int, key: int = 0) -> Tensor:
+    def __call__(self, kernel: Tensor, count: int, rows: int, columns: int) -> Tensor:
         """(count, rows, columns) of the kernel's dtype; what no kernel is written to stays zero."""
-        kept = self.kept.get((rows, columns, key, kernel.dtype))
+        kept = self.kept.get((rows, columns))
         if kept is None or kept.shape[0] < count:
-            kept = kernel.new_zeros(count, rows, columns)
-            self.kept[rows, columns, key, kernel.dtype] = kept
+            kept = self.kept[rows, columns] = kernel.new_zeros(count, rows, columns)
         return kept[:count]
 
 
