@@ -12,7 +12,7 @@ from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.conv_mlp import ChannelScale, ConvMlp, GlobalResponseNorm
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
 from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
-from lightning_overlock.models.overlock import squeeze_excite
+from lightning_overlock.models.overlock import ChannelAttention
 
 DIM = 16
 PARTS = {
@@ -22,7 +22,7 @@ PARTS = {
     "batch norm and convolution": lambda: NormConv(DIM, DIM),
     "global response norm": lambda: GlobalResponseNorm(DIM),
     "layer norm": lambda: LayerNorm2d(DIM),
-    "channel attention": lambda: squeeze_excite(DIM),
+    "channel attention": lambda: ChannelAttention(DIM),
     "residual convolution": lambda: ResidualDepthwise(DIM),
     "channel scale": lambda: ChannelScale(DIM),
     "MLP": lambda: ConvMlp(DIM, 2 * DIM, DIM),

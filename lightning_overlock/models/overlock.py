@@ -36,9 +36,24 @@ Mixer = Literal["contmix", "static"]
 SMALLEST_INPUT = 32
 
 
-def squeeze_excite(channels: int) -> SqueezeExcite:
-    """Return the channel attention of both kinds of block: an eighth of C, at least 16, wide."""
-    return SqueezeExcite(channels, rd_channels=max(16, channels // 8), act_layer=nn.GELU)
+class ChannelAttention(SqueezeExcite):
+    """Squeeze and excitation of both kinds of block: an eighth of C, at least 16, wide.
+
+    timm's, but for the convolutions of what is one pixel: they run as the linear layers they are,
+    which takes a quarter of the time.
+
+    Args:
+        dim: C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, rd_channels=max(16, dim // 8), act_layer=nn.GELU)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (B, C, H, W) by a factor per channel."""
+        hidden = self.act(F.linear(x.mean((2, 3)), self.fc1.weight.flatten(1), self.fc1.bias))
+        factor = self.gate(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias))
+        return x * factor[:, :, None, None]
 
 
 class StaticBlock(nn.Module):
@@ -59,7 +74,7 @@ class StaticBlock(nn.Module):
         self.position = ResidualDepthwise(dim)
         self.norm = LayerNorm2d(dim)
         self.spatial = DilatedReparamConv(dim, kernel_size)
-        self.se = squeeze_excite(dim)
+        self.se = ChannelAttention(dim)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim), dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.scale = ChannelScale(dim) if layer_scale else None
@@ -184,7 +199,7 @@ class DynamicBlock(nn.Module):
             if mixer == "contmix"
             else None
         )
-        self.se = squeeze_excite(dim)
+        self.se = ChannelAttention(dim)
         self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU()) if gate else None
         self.gate_tap = Tap()
         self.proj = NormConv(dim, out)

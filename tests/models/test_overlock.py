@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+from timm.layers import SqueezeExcite
 
 from lightning_overlock.layers.tap import capture
-from lightning_overlock.models.overlock import OverLoCK
+from lightning_overlock.models.overlock import ChannelAttention, OverLoCK
 
 DIMS = dict(
     dims=(8, 16, 24, 32),
@@ -171,6 +172,17 @@ def test_plain_pyramid_drops_paths_in_its_own_order():
     deep = model.base[3].blocks[0].drop_path.drop_prob
     assert model.focus[0].blocks[1].drop_path.drop_prob < deep
     assert deep < model.focus[1].blocks[0].drop_path.drop_prob
+
+
+def test_channel_attention_computes_what_timms_class_does_with_its_weights():
+    torch.manual_seed(0)
+    attention = ChannelAttention(24).double()
+    x = torch.randn(2, 24, 5, 7, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *attention.parameters()]
+    outputs = attention(x), SqueezeExcite.forward(attention, x)
+    grads = [torch.autograd.grad(y.pow(2).sum(), inputs) for y in outputs]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*grads)
 
 
 def test_insides_can_be_read():
