@@ -1,5 +1,6 @@
 """The shipped configurations: YAML files that `--config NAME` finds by their bare name."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,21 @@ def find(name: str) -> Path:
     Raises:
         InputError: If there is no such configuration or file.
     """
+    return find_file(name, shipped(), "configuration", typed=f"--config {name}")
+
+
+def find_file(name: str, known: Mapping[str, Path], kind: str, typed: str) -> Path:
+    """Return the file that a bare word or a path means.
+
+    Args:
+        name: One of `known`, or a path: it has a suffix or a slash.
+        known: Shipped files by name.
+        kind: What such a file is called in messages.
+        typed: What was typed, for messages.
+
+    Raises:
+        InputError: If there is no such name or file.
+    """
     if "/" in name or Path(name).suffix:
         path = Path(name)
         if path.is_file():
@@ -27,16 +43,14 @@ def find(name: str) -> Path:
         what = "is a folder" if path.is_dir() else "does not exist"
         near = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise InputError(
-            f"--config {name}: this file {what}.{did_you_mean(name, near)}\n"
-            "Expected a YAML file, or the bare name of a shipped configuration "
-            "(`lightning configs` lists them)."
+            f"{typed}: this file {what}.{did_you_mean(name, near)}\n"
+            f"Expected a YAML file, or the bare name of a shipped {kind}, such as {min(known)}."
         )
-    known = shipped()
     if name not in known:
         raise InputError(
-            f"--config {name}: no configuration of this name is shipped."
-            f"{did_you_mean(name, known)}\nShipped: {', '.join(known)}. "
-            "A file of your own needs a suffix or a slash, as in ./mine.yaml."
+            f"{typed}: no {kind} of this name is shipped.{did_you_mean(name, known)}\n"
+            f"Shipped: {', '.join(known)}. A file of your own needs a suffix or a slash, as in "
+            "./mine.yaml."
         )
     return known[name]
 

@@ -935,24 +935,23 @@ _fused.register_autograd(_fused_autograd, setup_context=_fused_context)
 
 
 # Products of queries and prototypes, and of kernels and values, as the other forms count them.
-def _fused_operations(value: Sequence[int], query: Sequence[int], prototypes: Sequence[int]) -> int:
-    return 2 * (math.prod(query) + math.prod(value)) * prototypes[3]
-
-
 @register_flop_formula(torch.ops.lightning_overlock.contmix_fused)
 def _(
     value: Sequence[int], query: Sequence[int], prototypes: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    return _fused_operations(value, query, prototypes)
+    return 2 * (math.prod(query) + math.prod(value)) * prototypes[3]
 
 
 @register_flop_formula(torch.ops.lightning_overlock.contmix_fused_backward)
 def _(
-    _grad: Any,
+    _grad: Sequence[int],
     value: Sequence[int],
     query: Sequence[int],
     prototypes: Sequence[int],
-    *_: Any,
-    **__: Any,
+    *others: Any,
+    **_: Any,
 ) -> int:
-    return 2 * _fused_operations(value, query, prototypes)
+    wanted = others[-1]
+    with_values = wanted[0] + any(wanted[1:])
+    with_queries = wanted[1] + wanted[2]
+    return 2 * (math.prod(value) * with_values + math.prod(query) * with_queries) * prototypes[3]

@@ -20,6 +20,7 @@ from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveH
 from optuna.samplers import QMCSampler, RandomSampler, TPESampler
 from torchmetrics import MetricCollection
 
+from lightning_overlock.configs import find_file
 from lightning_overlock.errors import InputError, did_you_mean
 
 # Makes the task and the data of a `fit` command line, without training: `cli.build`.
@@ -180,23 +181,7 @@ def find(name: str) -> Path:
     Raises:
         InputError: If there is no such sweep or file.
     """
-    if "/" in name or Path(name).suffix:
-        path = Path(name)
-        if path.is_file():
-            return path
-        what = "is a folder" if path.is_dir() else "does not exist"
-        near = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise InputError(
-            f"{name}: this sweep file {what}.{did_you_mean(name, near)}\n"
-            "Expected a YAML file, or the bare name of a shipped sweep."
-        )
-    known = shipped()
-    if name not in known:
-        raise InputError(
-            f"{name}: no sweep of this name is shipped.{did_you_mean(name, known)}\n"
-            f"Shipped: {', '.join(known)}. A file of your own needs a suffix or a slash."
-        )
-    return known[name]
+    return find_file(name, shipped(), "sweep", typed=name)
 
 
 class _Loader(yaml.SafeLoader):

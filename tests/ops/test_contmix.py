@@ -433,8 +433,11 @@ def test_from_queries_a_single_wanted_gradient_is_computed_alone(form, wanted):
     full = grads(contmix_from_queries(*args, **tables, form=form), tensors, {})
     alone = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(tensors)]
     output = contmix_from_queries(*alone[:4], large_bias=alone[4], form=form)
-    (found,) = grads(output, [alone[wanted]], {})
+    with FlopCounterMode(display=False) as counter:
+        (found,) = grads(output, [alone[wanted]], {})
     torch.testing.assert_close(found, full[wanted], rtol=0, atol=1e-12)
+    with_values, with_queries = args[0].numel(), args[1].numel() if wanted in (1, 2) else 0
+    assert counter.get_total_flops() == 2 * 25 * (with_values + with_queries)
 
 
 @pytest.mark.parametrize("form", CHOICES)
