@@ -2,7 +2,8 @@
 
 `lightning bench NAME...` compares timm models, `--ops`, `--depthwise` and `--memory` the forms of
 the package's operations. All contestants are taken in turn, round after round, and medians are
-shown, so that a disturbance of the machine hits all of them. `--profile` says where the time goes.
+shown, so that a disturbance of the machine hits all of them; models that are compared on a CPU run
+in a process each. `--profile` says where the time goes.
 """
 
 import argparse
@@ -14,13 +15,13 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -39,6 +40,7 @@ from lightning_overlock.ops.depthwise import depthwise, depthwise_form
 from lightning_overlock.ops.forms import triton_obstacle
 from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
 from lightning_overlock.roofline import report
+from lightning_overlock.step_process import Step, StepProcess
 
 MIB = 2**20
 PEAK_RSS_RESET = Path("/proc/self/clear_refs")
@@ -54,7 +56,6 @@ MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
 DEPTHWISE_SIZES = ("4x64x56x56x17", "4x128x28x28x15", "4x256x14x14x13", "4x512x7x7x7")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Step = Callable[[], object]
 Row = dict[str, str | float | None]
 
 
@@ -102,19 +103,30 @@ def time_in_turn(
         seconds: how long each of them runs; at least three rounds.
         device: the device whose work is waited for.
     """
+    turns = {name: partial(second_run, step, device) for name, step in steps.items()}
+    return medians_in_turn(turns, seconds)
+
+
+def second_run(step: Step, device: torch.device | str) -> float:
+    """Run a step twice and return the seconds of the second run, the device's work included."""
     device = torch.device(device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    step()
+    _synchronize(device)
+    start = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def medians_in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, float]:
+    """Median of what each of some functions returns, called in turn; see `time_in_turn`."""
+    found: dict[str, list[float]] = {name: [] for name in turns}
     rounds, started = 0, time.perf_counter()
-    while rounds < 3 or time.perf_counter() - started < seconds * len(steps):
-        for name, step in steps.items():
-            step()
-            _synchronize(device)
-            start = time.perf_counter()
-            step()
-            _synchronize(device)
-            times[name].append(time.perf_counter() - start)
+    while rounds < 3 or time.perf_counter() - started < seconds * len(turns):
+        for name, turn in turns.items():
+            found[name].append(turn())
         rounds += 1
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def peak_memory(step: Step, device: torch.device | str = "cpu") -> int | None:
@@ -241,11 +253,15 @@ class Setting:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
+# Steps by kind, inference and training, of each row of the table.
 Contestants = dict[str, dict[str, Step]]
 
 
 def bench_models(
-    names: Sequence[str], setting: Setting | None = None, seconds: float = 5.0
+    names: Sequence[str],
+    setting: Setting | None = None,
+    seconds: float = 5.0,
+    isolated: bool = False,
 ) -> list[Row]:
     """Measure timm models side by side; see `lightning bench --help`.
 
@@ -253,6 +269,8 @@ def bench_models(
         names: any timm models.
         setting: what they are measured with.
         seconds: how long each figure is measured.
+        isolated: run each row of the table in a process of its own. Within one, memory that a
+            model has freed spares the next one fetching its own from the system.
 
     Returns:
         One row per model, the same keys in each: parameters in millions, multiply-adds of one
@@ -262,12 +280,29 @@ def bench_models(
         InputError: timm has no model of a name.
     """
     setting = setting or Setting()
-    rows, contestants = _contestants(names, setting)
-    for kind, steps in contestants.items():
-        times = time_in_turn(steps, seconds, setting.device)
-        for row, (name, step) in zip(rows, steps.items(), strict=True):
-            row[f"{kind} images/s"] = setting.batch_size / times[name]
-            row[f"{kind} peak MiB"] = _mib(peak_memory(step, setting.device))
+    device = setting.device
+    rows: list[Row] = []
+    # Each calls a function of one step, here or in the step's process.
+    asks: dict[str, dict[str, Callable[..., Any]]] = {}
+    with ExitStack() as stack:
+        for name in _known(names):
+            costs, contestants = _contestants(name, setting)
+            rows += costs
+            for label, steps in contestants.items():
+                if isolated:
+                    process = StepProcess(label, _steps, name, setting, label)
+                    stack.enter_context(process)
+                    asks[label] = {kind: partial(process.ask, kind) for kind in steps}
+                else:
+                    asks[label] = {kind: partial(_call, step) for kind, step in steps.items()}
+        for kind in ("inference", "training") if setting.train else ("inference",):
+            turns = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
+            for turn in turns.values():  # until all processes have started and built their model
+                turn()
+            times = medians_in_turn(turns, seconds)
+            for row, (label, ask) in zip(rows, asks.items(), strict=True):
+                row[f"{kind} images/s"] = setting.batch_size / times[label]
+                row[f"{kind} peak MiB"] = _mib(ask[kind](peak_memory, device))
     return rows
 
 
@@ -291,47 +326,60 @@ def profile_models(
     rate = matmul_rate(setting.device, DTYPES[setting.dtype], seconds)
     ceilings = f"copies at {bandwidth / 1e9:.4g} GB/s, products at {rate / 1e9:.4g} GFLOP/s"
     tables = {}
-    for kind, steps in _contestants(names, setting)[1].items():
-        for name, step in steps.items():
-            step()
-            rows = report(step, setting.device, bandwidth, rate)
-            tables[f"{name}, {kind} by operation; measured ceilings: {ceilings}"] = rows
+    for name in _known(names):
+        for label, steps in _contestants(name, setting)[1].items():
+            for kind, step in steps.items():
+                step()
+                rows = report(step, setting.device, bandwidth, rate)
+                tables[f"{label}, {kind} by operation; measured ceilings: {ceilings}"] = rows
     return tables
 
 
-def _contestants(names: Sequence[str], setting: Setting) -> tuple[list[Row], Contestants]:
-    """Build the models: a row for each with what it costs, and its steps by kind and name."""
+def _known(names: Sequence[str]) -> list[str]:
+    """Each name once, if timm has models of all of them."""
     for name in names:
         if not timm.is_model(name):
             raise InputError(
                 f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}\n"
                 "`timm.list_models()` after `import lightning_overlock` names them all."
             )
+    return list(dict.fromkeys(names))
+
+
+def _contestants(name: str, setting: Setting) -> tuple[list[Row], Contestants]:
+    """Build a model and what it is compared with: a row of what each costs, and its steps."""
     memory_format = setting.memory_format
     images = torch.randn(setting.batch_size, 3, *setting.size, device=setting.device)
     images = images.to(memory_format=memory_format)
     rows: list[Row] = []
-    inference: dict[str, Step] = {}
-    training: dict[str, Step] = {}
+    contestants: Contestants = {}
 
     def enter(label: str, deployed: nn.Module, model: nn.Module, setting: Setting) -> None:
         rows.append(_costs(label, deployed, setting.size))
-        inference[label] = _under(inference_step(deployed, images), setting)
-        training[label] = _under(training_step(model, images), setting)
+        contestants[label] = {"inference": _under(inference_step(deployed, images), setting)}
+        if setting.train:
+            contestants[label]["training"] = _under(training_step(model, images), setting)
 
     first = replace(setting, contmix_form=None, depthwise_form=None)
-    for name in names:
-        model = timm.create_model(name, features_only=setting.features).to(setting.device)
-        model = model.to(memory_format=memory_format)
-        deployed = reparameterize_model(copy.deepcopy(model)) if setting.inference_form else model
-        enter(name, deployed, model, first)
-        if setting.contmix_form and _has(model, ContMix):
-            label = f"{name} as built, {setting.contmix_form}"
-            enter(label, model, model, replace(setting, depthwise_form=None))
-        if setting.depthwise_form and _has(model, DilatedReparamConv):
-            label = f"{name}, depthwise {setting.depthwise_form}"
-            enter(label, deployed, model, replace(setting, contmix_form=None))
-    return rows, {"inference": inference} | ({"training": training} if setting.train else {})
+    model = timm.create_model(name, features_only=setting.features).to(setting.device)
+    model = model.to(memory_format=memory_format)
+    deployed = reparameterize_model(copy.deepcopy(model)) if setting.inference_form else model
+    enter(name, deployed, model, first)
+    if setting.contmix_form and _has(model, ContMix):
+        label = f"{name} as built, {setting.contmix_form}"
+        enter(label, model, model, replace(setting, depthwise_form=None))
+    if setting.depthwise_form and _has(model, DilatedReparamConv):
+        label = f"{name}, depthwise {setting.depthwise_form}"
+        enter(label, deployed, model, replace(setting, contmix_form=None))
+    return rows, contestants
+
+
+def _steps(name: str, setting: Setting, label: str) -> dict[str, Step]:
+    return _contestants(name, setting)[1][label]
+
+
+def _call(step: Step, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(step, *arguments)
 
 
 def _has(model: nn.Module, kind: type[nn.Module]) -> bool:
@@ -798,7 +846,12 @@ def main(arguments: list[str]) -> int:
         shape += ", channels-last" if args.channels_last else ""
         shape += ", inference form" if args.inference_form else ""
         shape += ", features" if args.features else ""
-        tables[f"Models: {shape}; {where}"] = bench_models(args.names, setting, **timing)
+        several = len(args.names) > 1 or args.contmix_form or args.depthwise_form
+        isolated = bool(several) and torch.device(device).type == "cpu"
+        shape += ", a process each" if isolated else ""
+        tables[f"Models: {shape}; {where}"] = bench_models(
+            args.names, setting, isolated=isolated, **timing
+        )
         if args.profile:
             tables |= profile_models(args.names, setting, **timing)
     if args.ops:

@@ -137,6 +137,7 @@ def test_models_are_compared_side_by_side(tmp_path, capsys):
     assert bench.main([*arguments, *outputs, *more]) == 0
     ((title, rows),) = json.loads(files["json"].read_text()).items()
     assert "batch 2, 64x96 px" in title
+    assert "a process each" in title
     assert [row["model"] for row in rows] == [
         "test_overlock",
         "test_overlock as built, unfold",
@@ -205,41 +206,46 @@ def test_depthwise_convolutions_are_compared_with_branches_and_merged(tmp_path):
     ]
 
 
-def test_a_row_with_depthwise_convolutions_in_a_form_runs_in_that_form(monkeypatch):
-    forms = []
+@pytest.fixture
+def once(monkeypatch):
+    """Run every step once instead of measuring it, and return what they gave."""
+    results = []
+
+    def run(step, device):
+        results.append(step())
+        return 1.0
+
+    monkeypatch.setattr(bench, "second_run", run)
     monkeypatch.setattr(
-        bench,
-        "time_in_turn",
-        lambda steps, *_: {name: float(step() is None) + 1 for name, step in steps.items()},
+        bench, "medians_in_turn", lambda turns, _: {name: turn() for name, turn in turns.items()}
     )
     monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
+    return results
+
+
+def test_a_row_with_depthwise_convolutions_in_a_form_runs_in_that_form(monkeypatch, once):
+    forms = []
     forward = DilatedReparamConv.forward
 
     def watched(self, x):
         forms.append(ops_depthwise.depthwise_form.form)
         return forward(self, x)
 
-    monkeypatch.setattr(DilatedReparamConv, "forward", watched)
     setting = bench.Setting(size=(32, 32), train=False, depthwise_form="conv")
-    rows = bench.bench_models(["test_overlock", "test_convnext"], setting)
     names = ["test_overlock", "test_overlock, depthwise conv", "test_convnext"]
+    monkeypatch.setattr(DilatedReparamConv, "forward", watched)
+    rows = bench.bench_models(["test_overlock", "test_convnext", "test_overlock"], setting)
     assert [row["model"] for row in rows] == names
-    quarter = len(forms) // 4  # of calls: to count and to run each of the two
-    assert forms == [None] * 3 * quarter + ["conv"] * quarter
-    assert quarter > 0
+    layers = len(forms) // 6  # counted once and run twice for each of two rows
+    assert forms == [None] * 2 * layers + ([None] * layers + ["conv"] * layers) * 2
+    assert layers > 0
+    assert len(once) == 2 * 3
 
 
-def test_models_run_under_autocast_to_the_dtype(monkeypatch):
-    found = []
-    monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
-    monkeypatch.setattr(
-        bench,
-        "time_in_turn",
-        lambda steps, *_: {k: len(found) or found.append(s()) or 1 for k, s in steps.items()},
-    )
+def test_models_run_under_autocast_to_the_dtype(once):
     setting = bench.Setting(size=(32, 32), train=False, dtype="bfloat16")
     bench.bench_models(["test_convnext"], setting)
-    assert [x.dtype for x in found] == [torch.bfloat16]
+    assert {x.dtype for x in once} == {torch.bfloat16}
 
 
 def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multiply_add(

@@ -21,6 +21,7 @@ from lightning_overlock import bench
 from lightning_overlock.analysis.hooks import evaluation
 from lightning_overlock.analysis.style import panels, style
 from lightning_overlock.layers.tap import Tap
+from lightning_overlock.step_process import Step
 
 Row = dict[str, Any]
 COSTS = ("parameters M", "multiply-adds G", "activations MiB", "inference ms")
@@ -296,7 +297,7 @@ def growth_rows(
     return rows
 
 
-def _in_evaluation(model: nn.Module, images: Tensor) -> bench.Step:
+def _in_evaluation(model: nn.Module, images: Tensor) -> Step:
     forward = bench.inference_step(model, images)
 
     def step() -> object:

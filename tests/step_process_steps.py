@@ -1,0 +1,23 @@
+"""Steps that the tests of `StepProcess` hold in a process; imported there by name."""
+
+import os
+
+import torch
+
+
+def make(word):
+    """Return steps, or raise for the word "nothing"."""
+    if word == "nothing":
+        raise ValueError("there are no steps")
+    return {
+        "word": lambda: word,
+        "process": os.getpid,
+        "threads": torch.get_num_threads,
+        "end": lambda: os._exit(3),
+        "fail": lambda: [][0],
+    }
+
+
+def run(step, *words):
+    """What the process is asked for: the step's result and some words."""
+    return step(), *words
