@@ -669,9 +669,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="lightning bench",
         allow_abbrev=False,
         description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
-        "side, or of the package's operations. All are taken in turn; medians. In brackets: "
-        "relative to the first row; of a time, how many times as fast. --profile adds where the "
-        "time goes, against the device's measured ceilings.",
+        "side, or of the package's operations. All are taken in turn, several models on a CPU in "
+        "a process each; medians. In brackets: relative to the first row; of a time, how many "
+        "times as fast. --profile adds where the time goes, against the device's measured "
+        "ceilings.",
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")

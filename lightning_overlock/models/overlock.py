@@ -40,7 +40,7 @@ class ChannelAttention(SqueezeExcite):
     """Squeeze and excitation of both kinds of block: an eighth of C, at least 16, wide.
 
     timm's, but for the convolutions of what is one pixel: they run as the linear layers they are,
-    which takes a quarter of the time.
+    which takes a quarter of the time on a CPU.
 
     Args:
         dim: C.
