@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -253,8 +253,11 @@ class Setting:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-# Steps by kind, inference and training, of each row of the table.
-Contestants = dict[str, dict[str, Step]]
+class Contestant(NamedTuple):
+    """A row of the table: the model as it is deployed, and its steps by kind."""
+
+    deployed: nn.Module
+    steps: dict[str, Step]
 
 
 def bench_models(
@@ -286,19 +289,18 @@ def bench_models(
     asks: dict[str, dict[str, Callable[..., Any]]] = {}
     with ExitStack() as stack:
         for name in _known(names):
-            costs, contestants = _contestants(name, setting)
-            rows += costs
-            for label, steps in contestants.items():
+            for label, (deployed, steps) in _contestants(name, setting).items():
+                rows.append(_costs(label, deployed, setting.size))
                 if isolated:
                     process = StepProcess(label, _steps, name, setting, label)
                     stack.enter_context(process)
                     asks[label] = {kind: partial(process.ask, kind) for kind in steps}
                 else:
                     asks[label] = {kind: partial(_call, step) for kind, step in steps.items()}
+        for ask in asks.values():  # until all processes have started and built their model
+            ask["inference"](callable)
         for kind in ("inference", "training") if setting.train else ("inference",):
             turns = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
-            for turn in turns.values():  # until all processes have started and built their model
-                turn()
             times = medians_in_turn(turns, seconds)
             for row, (label, ask) in zip(rows, asks.items(), strict=True):
                 row[f"{kind} images/s"] = setting.batch_size / times[label]
@@ -327,8 +329,8 @@ def profile_models(
     ceilings = f"copies at {bandwidth / 1e9:.4g} GB/s, products at {rate / 1e9:.4g} GFLOP/s"
     tables = {}
     for name in _known(names):
-        for label, steps in _contestants(name, setting)[1].items():
-            for kind, step in steps.items():
+        for label, contestant in _contestants(name, setting).items():
+            for kind, step in contestant.steps.items():
                 step()
                 rows = report(step, setting.device, bandwidth, rate)
                 tables[f"{label}, {kind} by operation; measured ceilings: {ceilings}"] = rows
@@ -346,19 +348,18 @@ def _known(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _contestants(name: str, setting: Setting) -> tuple[list[Row], Contestants]:
-    """Build a model and what it is compared with: a row of what each costs, and its steps."""
+def _contestants(name: str, setting: Setting) -> dict[str, Contestant]:
+    """Build a model and what it is compared with, by label."""
     memory_format = setting.memory_format
     images = torch.randn(setting.batch_size, 3, *setting.size, device=setting.device)
     images = images.to(memory_format=memory_format)
-    rows: list[Row] = []
-    contestants: Contestants = {}
+    contestants: dict[str, Contestant] = {}
 
     def enter(label: str, deployed: nn.Module, model: nn.Module, setting: Setting) -> None:
-        rows.append(_costs(label, deployed, setting.size))
-        contestants[label] = {"inference": _under(inference_step(deployed, images), setting)}
+        steps = {"inference": _under(inference_step(deployed, images), setting)}
         if setting.train:
-            contestants[label]["training"] = _under(training_step(model, images), setting)
+            steps["training"] = _under(training_step(model, images), setting)
+        contestants[label] = Contestant(deployed, steps)
 
     first = replace(setting, contmix_form=None, depthwise_form=None)
     model = timm.create_model(name, features_only=setting.features).to(setting.device)
@@ -371,11 +372,11 @@ def _contestants(name: str, setting: Setting) -> tuple[list[Row], Contestants]:
     if setting.depthwise_form and _has(model, DilatedReparamConv):
         label = f"{name}, depthwise {setting.depthwise_form}"
         enter(label, deployed, model, replace(setting, contmix_form=None))
-    return rows, contestants
+    return contestants
 
 
 def _steps(name: str, setting: Setting, label: str) -> dict[str, Step]:
-    return _contestants(name, setting)[1][label]
+    return _contestants(name, setting)[label].steps
 
 
 def _call(step: Step, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -847,8 +848,8 @@ def main(arguments: list[str]) -> int:
         shape += ", channels-last" if args.channels_last else ""
         shape += ", inference form" if args.inference_form else ""
         shape += ", features" if args.features else ""
-        several = len(args.names) > 1 or args.contmix_form or args.depthwise_form
-        isolated = bool(several) and torch.device(device).type == "cpu"
+        forms = args.contmix_form is not None or args.depthwise_form is not None
+        isolated = torch.device(device).type == "cpu" and (forms or len(args.names) > 1)
         shape += ", a process each" if isolated else ""
         tables[f"Models: {shape}; {where}"] = bench_models(
             args.names, setting, isolated=isolated, **timing

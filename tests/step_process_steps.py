@@ -9,7 +9,17 @@ def make(word):
     """Return steps, or raise for the word "nothing"."""
     if word == "nothing":
         raise ValueError("there are no steps")
+    kept = []
+
+    def grow():
+        first = torch.ones(2**24)  # 64 MiB
+        second = first + 1
+        del first, second
+        kept.append(torch.ones(2**23))
+
     return {
+        "grow": grow,
+        "shrink": kept.clear,
         "word": lambda: word,
         "process": os.getpid,
         "threads": torch.get_num_threads,
