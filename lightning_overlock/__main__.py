@@ -2,6 +2,6 @@
 
 import sys
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 
 sys.exit(main())

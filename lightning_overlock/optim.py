@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.backbones.features import DenseFeatures
 
 # The layers of OverLoCK that are called norm in its release. Its batch norms and the layer norms
 # of its static blocks have other names there.

@@ -10,7 +10,7 @@ from parity import fill
 from timm.scheduler import CosineLRScheduler
 
 import lightning_overlock  # noqa: F401 - registers the backbones
-from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.heads.upernet import UPerHead
 from lightning_overlock.optim import (
     dense_parameter_groups,

@@ -12,7 +12,7 @@ from parity import fill
 from PIL import Image
 from tasks.coco_layout import write_layout
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 # What keeps a command of the README small; nothing here changes which code it runs.

@@ -17,11 +17,11 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_overlock import bench
 from lightning_overlock.analysis.hooks import evaluation
 from lightning_overlock.analysis.style import panels, style
+from lightning_overlock.bench import command as bench
+from lightning_overlock.bench.worker import Step
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.step_process import Step
 
 Row = dict[str, Any]
 COSTS = ("parameters M", "multiply-adds G", "activations MiB", "inference ms")

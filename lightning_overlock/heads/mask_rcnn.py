@@ -12,7 +12,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.backbones.features import DenseFeatures
 
 
 class Pyramid(nn.Module):

@@ -6,7 +6,11 @@ from torch.nn import functional as F
 
 from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.ops.contmix import contmix_from_queries, contmix_kernels, contmix_logits
+from lightning_overlock.ops.contmix.operator import (
+    contmix_from_queries,
+    contmix_kernels,
+    contmix_logits,
+)
 
 
 class ContMix(nn.Module):

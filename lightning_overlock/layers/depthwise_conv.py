@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lightning_overlock.ops.depthwise import depthwise
+from lightning_overlock.ops.depthwise.operator import depthwise
 
 
 class DepthwiseConv(nn.Conv2d):

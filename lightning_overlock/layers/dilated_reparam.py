@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lightning_overlock.layers.conv_norm import ConvNorm, norm_affine
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
-from lightning_overlock.ops.depthwise import depthwise
+from lightning_overlock.ops.depthwise.operator import depthwise
 
 # Kernel size -> (kernel, dilation) of each parallel branch, as OverLoCK's release trains them.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {

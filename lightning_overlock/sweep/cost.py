@@ -7,7 +7,12 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from timm.utils import reparameterize_model
 
-from lightning_overlock.bench import inference_step, multiply_adds, parameter_count, time_in_turn
+from lightning_overlock.bench.command import (
+    inference_step,
+    multiply_adds,
+    parameter_count,
+    time_in_turn,
+)
 from lightning_overlock.data.loading import Key
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.tasks import ClassificationTask

@@ -20,9 +20,9 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from lightning_overlock.callbacks.checkpoint import Interrupted
-from lightning_overlock.callbacks.run_folder import hold
 from lightning_overlock.errors import InputError
+from lightning_overlock.runs.checkpoint import Interrupted
+from lightning_overlock.runs.folder import hold
 from lightning_overlock.sweep.live import Active, View, clock
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.study import HEARTBEAT, Ended, Study

@@ -14,22 +14,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from lightning_overlock.backbones.create import class_count, create_backbone
+from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.backbones.weights import (
+    counted,
+    differences,
+    load_error_summary,
+    read_state_dict,
+)
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
-from lightning_overlock.heads.backbone import class_count, create_backbone
-from lightning_overlock.heads.features import DenseFeatures
 from lightning_overlock.optim import (
     dense_parameter_groups,
     parameter_groups,
     warmup_cosine,
     warmup_multistep,
     warmup_poly,
-)
-from lightning_overlock.tasks.weights import (
-    counted,
-    differences,
-    load_error_summary,
-    read_state_dict,
 )
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.

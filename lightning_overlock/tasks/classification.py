@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_overlock.backbones.create import size_explained
 from lightning_overlock.errors import InputError
-from lightning_overlock.heads.backbone import size_explained
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_class
 

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor, nn
 
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
-from lightning_overlock.heads.features import DenseFeatures
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
+from lightning_overlock.metrics.coco import average_precision, coco_results
 from lightning_overlock.tasks.base import BaseTask
-from lightning_overlock.tasks.coco import average_precision, coco_results
 from lightning_overlock.tasks.drawing import draw_detections
 
 Target = dict[str, Any]

@@ -19,12 +19,12 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import draw_segmentation_masks
 
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.fcn import FCNHead
-from lightning_overlock.heads.features import DenseFeatures
 from lightning_overlock.heads.semantic_fpn import SemanticFPNHead
 from lightning_overlock.heads.upernet import UPerHead
-from lightning_overlock.metrics import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
+from lightning_overlock.metrics.boundary import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import class_colors
 
@@ -81,7 +81,7 @@ class SegmentationTask(BaseTask):
     the weighted `train/auxiliary_loss`. Under `val/` and `test/` are `miou` and `pixel_accuracy`
     of all pixels of the set together; a class that is neither predicted nor there is left out of
     the mean. On request there are `boundary_f1`, `trimap_miou` and `hausdorff` (95th percentile, in
-    pixels), see `lightning_overlock.metrics`. `validate` and `test` print the classes' IoU and
+    pixels), see `metrics.boundary`. `validate` and `test` print the classes' IoU and
     write it to `per_class_val.csv` and `per_class_test.csv` in the run folder.
 
     In evaluation an image is resized to the test size, its sides rounded up to multiples of 32; the

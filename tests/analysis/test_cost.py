@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import lightning_overlock  # noqa: F401  registers the models
-from lightning_overlock import bench
 from lightning_overlock.analysis.cost import (
     COSTS,
     growth_exponents,
@@ -17,6 +16,7 @@ from lightning_overlock.analysis.cost import (
     stage_costs,
     stages_of,
 )
+from lightning_overlock.bench import command as bench
 
 
 @pytest.mark.parametrize("name", ["test_overlock", "test_convneur", "test_resnet"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from parity import fill
 
-from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.backbones.features import DenseFeatures
 
 PARITY = Path(fill.__file__).parent
 SIZES = [(224, 224), (128, 320)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_overlock.heads.features import DenseFeatures
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
 
 TINY = dict(min_size=64, max_size=96, fpn_width=16, box_head_width=32, mask_head_width=8)

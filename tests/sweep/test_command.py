@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep import command, live
 from lightning_overlock.sweep.live import Active, clock

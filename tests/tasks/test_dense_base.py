@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.fcn import FCNHead
-from lightning_overlock.heads.features import DenseFeatures
 from lightning_overlock.tasks import ClassificationTask
 from lightning_overlock.tasks.base import BaseTask
 

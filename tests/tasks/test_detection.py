@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tasks.coco_layout import write_layout
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
+from lightning_overlock.metrics.coco import NAMES
 from lightning_overlock.tasks import DetectionTask
-from lightning_overlock.tasks.coco import NAMES
 from lightning_overlock.tasks.drawing import draw_detections
 
 # pycocotools 2.0 decodes masks by an interface that numpy 2 deprecates.

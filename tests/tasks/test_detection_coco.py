@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lightning_overlock.tasks.coco import NAMES, average_precision, coco_results
+from lightning_overlock.metrics.coco import NAMES, average_precision, coco_results
 
 SIDE = 120
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from tasks.coco_layout import write_layout
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 from lightning_overlock.configs import shipped
 
 # pycocotools 2.0 decodes masks by an interface that numpy 2 deprecates.

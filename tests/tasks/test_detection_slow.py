@@ -12,7 +12,7 @@ import pytest
 from tasks.coco_layout import write_layout
 from tasks.test_detection import FIT, assert_validation_is_pycocotools_own
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 
 SCRIPT = Path(__file__).with_name("two_processes_detection.py")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_overlock.cli import main
+from lightning_overlock.cli.main import main
 
 SMALL = [
     "--model=SegmentationTask",

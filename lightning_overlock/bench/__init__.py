@@ -1,0 +1,1 @@
+"""`lightning bench`: models and operations, timed side by side."""

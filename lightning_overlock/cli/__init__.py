@@ -1,0 +1,1 @@
+"""The `lightning` command; nothing but wiring."""

@@ -1,0 +1,1 @@
+"""What torchmetrics lacks: boundaries, and COCO average precision by the original rules."""

@@ -1,0 +1,1 @@
+"""ContMix as one operation."""

@@ -1,0 +1,214 @@
+"""Depthwise convolution by several kernels at once: a large one and its dilated branches.
+
+In training every branch of UniRepLKNet's convolution has a BatchNorm of its own, so that all
+outputs are needed, but the input need be read only once and its gradient written only once.
+"""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from lightning_overlock.ops.depthwise import onednn as depthwise_onednn
+from lightning_overlock.ops.dispatch import TRITON_DTYPES, ForcedForm, triton_obstacle
+
+FORMS = ("conv", "onednn", "triton")
+
+depthwise_form = ForcedForm(FORMS)
+
+
+def depthwise(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int] = (1,),
+    bias: Tensor | None = None,
+    *,
+    form: str = "auto",
+) -> list[Tensor]:
+    """Convolve every channel with its own kernel, once per entry of `weights`; same padding.
+
+    The form "conv" is one of torch's convolutions per kernel. "onednn", for CPUs, is the same with
+    gradients that are forward convolutions too, up to ten times as fast. "triton" runs all kernels
+    as one with float32 sums, on a GPU, for float32, bfloat16 and float16. "auto" is "onednn" on a
+    CPU and "conv" elsewhere: the Triton form has not been timed on any GPU, `lightning bench
+    --depthwise` does so.
+
+    Args:
+        x: (B, C, H, W).
+        weights: (C, 1, k, k) each, k odd. Under autocast they are rounded to autocast's dtype, but
+            for "triton", which takes them as they are.
+        dilations: of each kernel.
+        bias: (C,) added to the first output.
+        form: one of `FORMS`, or "auto".
+
+    Returns:
+        (B, C, H, W) for each kernel.
+
+    Raises:
+        ValueError: a shape does not fit; the form is unknown, or cannot run here.
+    """
+    if form != "auto" and form not in FORMS:
+        raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
+    if form == "auto":
+        form = depthwise_form.form or ("onednn" if x.device.type == "cpu" else "conv")
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
+    channels = x.shape[1]
+    if not weights or len(weights) != len(dilations):
+        raise ValueError(f"{len(weights)} weights and {len(dilations)} dilations")
+    for weight in weights:
+        size = weight.shape[-1]
+        if weight.shape != (channels, 1, size, size) or size % 2 == 0:
+            raise ValueError(
+                f"a weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), k odd"
+            )
+    # The meta device, which costs are counted on, has no autocast to ask for.
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(dtype)
+        if form == "onednn":
+            weights, bias = [w.to(dtype) for w in weights], None if bias is None else bias.to(dtype)
+    if form == "triton":
+        _check_triton(x)
+        return _depthwise(x, list(weights), list(dilations), bias, form)
+    if form == "onednn":
+        if x.device.type != "cpu":
+            raise ValueError(f"form 'onednn' is for CPUs, x is on {x.device.type}")
+        if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+            return _depthwise(x, list(weights), list(dilations), bias, form)
+        if not torch.compiler.is_compiling():  # whose graphs keep torch's convolutions
+            return depthwise_onednn.correlate(x, weights, dilations, bias)
+    outputs = []
+    for weight, dilation in zip(weights, dilations, strict=True):
+        padding = weight.shape[-1] // 2 * dilation
+        outputs.append(F.conv2d(x, weight, bias, 1, padding, dilation, channels))
+        bias = None
+    return outputs
+
+
+def _check_triton(x: Tensor) -> None:
+    """Raise a ValueError that says why the Triton form cannot take x."""
+    obstacle = triton_obstacle(x.device)
+    if obstacle is not None:
+        raise ValueError(f"form 'triton' {obstacle}")
+    if x.dtype not in TRITON_DTYPES:
+        raise ValueError(f"form 'triton' takes no {x.dtype}")
+
+
+# The operator ------------------------------------------------------------------------------------
+
+
+def _dense(x: Tensor, like: Tensor) -> Tensor:
+    """Return x without gaps, in the memory format of `like`."""
+    return x.contiguous(memory_format=_memory_format(like))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _passes(form: str) -> ModuleType:
+    """Return the module with the three passes of a form; Triton is imported when it is used."""
+    if form == "onednn":
+        return depthwise_onednn
+    from lightning_overlock.ops.depthwise import triton as depthwise_triton
+
+    return depthwise_triton
+
+
+@torch.library.custom_op("lightning_overlock::depthwise", mutates_args=())
+def _depthwise(
+    x: Tensor, weights: list[Tensor], dilations: list[int], bias: Tensor | None, form: str
+) -> list[Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return _passes(form).correlate(_dense(x, x), weights, dilations, bias)
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weights: list[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=_memory_format(x)) for _ in weights]
+
+
+@torch.library.custom_op("lightning_overlock::depthwise_backward", mutates_args=())
+def _depthwise_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    dilations: list[int],
+    form: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x and of the weights, those that are wanted."""
+    passes = _passes(form)
+    with torch.autocast(x.device.type, enabled=False):
+        grads = [_dense(grad, x) for grad in grads]
+        found = [passes.input_gradient(grads, weights, dilations)] if wanted[0] else []
+        if wanted[1]:
+            found += passes.weight_gradients(_dense(x, x), grads, weights, dilations)
+        return found
+
+
+@_depthwise_backward.register_fake
+def _(
+    grads: list[Tensor],  # noqa: ARG001
+    x: Tensor,
+    weights: list[Tensor],
+    dilations: list[int],  # noqa: ARG001
+    form: str,  # noqa: ARG001
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    found = [torch.empty_like(x, memory_format=_memory_format(x))] if wanted[0] else []
+    return found + ([torch.empty_like(weight) for weight in weights] if wanted[1] else [])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001
+    x, weights, ctx.dilations, bias, ctx.form = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, *weights)
+
+
+def _autograd(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
+    x, *weights = ctx.saved_tensors
+    grads = [torch.zeros_like(x) if grad is None else grad for grad in given]
+    of_x, of_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1])
+    found = _depthwise_backward(grads, x, weights, ctx.dilations, ctx.form, [of_x, of_weights])
+    of_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[3]
+    return (
+        found[0] if of_x else None,
+        found[-len(weights) :] if of_weights else [None] * len(weights),
+        None,
+        _sum(grads[0]).to(ctx.bias_dtype) if of_bias else None,
+        None,
+    )
+
+
+def _sum(grad: Tensor) -> Tensor:
+    """Sum (B, C, H, W) to (C,), in float32 or wider."""
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+
+
+_depthwise.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.lightning_overlock.depthwise)
+def _(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * sum(weight[-1] ** 2 for weight in weights)
+
+
+@register_flop_formula(torch.ops.lightning_overlock.depthwise_backward)
+def _(
+    _grads: Any,
+    x: Sequence[int],
+    weights: Sequence[Sequence[int]],
+    _dilations: Any,
+    _form: str,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    return sum(wanted) * 2 * math.prod(x) * sum(weight[-1] ** 2 for weight in weights)

@@ -1,0 +1,1 @@
+"""The run folder: its layout, lock, checkpoints, metrics file and configuration."""
