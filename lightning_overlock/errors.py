@@ -12,6 +12,15 @@ class InputError(Exception):
     """
 
 
+class ConfigError(ValueError):
+    """A constructor of the network refuses an argument or a combination of arguments.
+
+    The message says what was found, what was expected and, for a combination, why it is
+    impossible. A `ValueError`, so that users of the network alone need to know nothing of this
+    package; the command prints it as it prints an `InputError`.
+    """
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)

@@ -36,7 +36,7 @@ ROOMS = [
     "cli",
     "__main__",
 ]
-NETWORK = {"ops", "layers", "models"}
+NETWORK = {"errors", "ops", "layers", "models"}
 
 
 def project():

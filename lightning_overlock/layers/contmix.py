@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.contmix.operator import (
@@ -32,7 +33,7 @@ class ContMix(nn.Module):
         context_grid: side of the pooled context.
 
     Raises:
-        ValueError: sizes that do not divide, an even kernel, a small kernel that is not smaller.
+        ConfigError: sizes that do not divide, an even kernel, a small kernel that is not smaller.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class ContMix(nn.Module):
         groups = 2 * num_heads
         small_kernel = small_kernel or None
         if dim % (2 * groups):
-            raise ValueError(f"dim is {dim}; expected a multiple of 4 * num_heads = {2 * groups}")
+            raise ConfigError(f"dim is {dim}; expected a multiple of 4 * num_heads = {2 * groups}")
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; expected an odd number")
+            raise ConfigError(f"kernel_size is {kernel_size}; expected an odd number")
         if small_kernel is not None and (small_kernel % 2 == 0 or small_kernel >= kernel_size):
-            raise ValueError(
+            raise ConfigError(
                 f"small_kernel is {small_kernel}; expected an odd number below {kernel_size}"
             )
         if context_grid < 1:
-            raise ValueError(f"context_grid is {context_grid}; expected at least 1")
+            raise ConfigError(f"context_grid is {context_grid}; expected at least 1")
         self.groups = groups
         self.kernel_size = kernel_size
         self.small_kernel = small_kernel

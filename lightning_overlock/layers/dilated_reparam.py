@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.conv_norm import ConvNorm, norm_affine
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.ops.depthwise.operator import depthwise
@@ -31,13 +32,13 @@ class DilatedReparamConv(nn.Module):
         kernel_size: K, a key of `BRANCHES`.
 
     Raises:
-        ValueError: no branches are defined for `kernel_size`.
+        ConfigError: no branches are defined for `kernel_size`.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         if kernel_size not in BRANCHES:
-            raise ValueError(f"kernel_size is {kernel_size}; expected one of {sorted(BRANCHES)}")
+            raise ConfigError(f"kernel_size is {kernel_size}; expected one of {sorted(BRANCHES)}")
         self.large = ConvNorm(channels, channels, kernel_size, groups=channels)
         self.branches = nn.ModuleList(
             ConvNorm(channels, channels, kernel, dilation=dilation, groups=channels)

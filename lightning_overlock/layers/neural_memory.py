@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
 
@@ -75,7 +76,7 @@ class NeuralMemory(nn.Module):
         label: what error messages call this memory.
 
     Raises:
-        ValueError: an argument outside its range.
+        ConfigError: an argument outside its range.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class NeuralMemory(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in (1, 2, 3):
-            raise ValueError(f"depth of the memory must be 1, 2 or 3, found {depth}")
+            raise ConfigError(f"depth of the memory must be 1, 2 or 3, found {depth}")
         for name, value in (
             ("dim", dim),
             ("expansion", expansion),
@@ -106,18 +107,18 @@ class NeuralMemory(nn.Module):
             ("segment_chunks", 1 if segment_chunks == "all" else segment_chunks),
         ):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+                raise ConfigError(f"{name} must be at least 1, found {value}")
         largest = largest_step(dim, chunk_size, segment_chunks)
         max_step = largest if max_step is None else max_step
         if not 0 < max_step <= largest:
-            raise ValueError(
+            raise ConfigError(
                 f"max_step must be in (0, {largest:.3g}] for {dim} features, chunks of "
                 f"{chunk_size} tokens and segments of {segment_chunks} chunks, found {max_step}"
             )
         if scan not in get_args(Scan):
-            raise ValueError(f"scan must be one of {get_args(Scan)}, found {scan!r}")
+            raise ConfigError(f"scan must be one of {get_args(Scan)}, found {scan!r}")
         if summary not in get_args(Summary):
-            raise ValueError(f"summary must be one of {get_args(Summary)}, found {summary!r}")
+            raise ConfigError(f"summary must be one of {get_args(Summary)}, found {summary!r}")
         self.dim = dim
         self.chunk_size = chunk_size
         self.min_chunks = min_chunks

@@ -23,6 +23,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
 from lightning_overlock.layers.tap import Tap
@@ -233,7 +234,7 @@ class ConvNeur(nn.Module):
         scan: order of writing and reading: "raster", "bidirectional" or "whole".
 
     Raises:
-        ValueError: an unknown or impossible value or combination.
+        ConfigError: an unknown or impossible value or combination.
     """
 
     def __init__(
@@ -268,11 +269,11 @@ class ConvNeur(nn.Module):
         chunk_sizes = [chunk_size] * STAGES if isinstance(chunk_size, int) else list(chunk_size)
         for name, per_stage in (("dims", dims), ("depths", depths), ("chunk_size", chunk_sizes)):
             if len(per_stage) != STAGES or min(per_stage) < 1:
-                raise ValueError(
+                raise ConfigError(
                     f"{name} needs {STAGES} numbers from 1 on, one per stage, found {per_stage}"
                 )
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, found {kernel_size}")
+            raise ConfigError(f"kernel_size must be odd, found {kernel_size}")
         _check_ideas(
             global_placement,
             global_operator,
@@ -488,25 +489,25 @@ def _check_ideas(
         ("fusion", fusion, get_args(Fusion)),
     ):
         if value not in known:
-            raise ValueError(f"{name} must be one of {known}, found {value!r}")
+            raise ConfigError(f"{name} must be one of {known}, found {value!r}")
     if placement == "none" and (operator != "memory" or fusion != "gate"):
-        raise ValueError(
+        raise ConfigError(
             f"global_placement='none' has no global branch for global_operator={operator!r} and "
             f"fusion={fusion!r} to act in"
         )
     if reuse_global and placement != "stage":
-        raise ValueError(
+        raise ConfigError(
             "reuse_global=True needs global_placement='stage', where blocks share a read-out; "
             f"found {placement!r}"
         )
     if memory_options and (placement == "none" or operator != "memory"):
-        raise ValueError(
+        raise ConfigError(
             f"{', '.join(memory_options)} change a memory, which global_placement={placement!r} "
             f"with global_operator={operator!r} does not have"
         )
     multiple = {"self_attention": 16, "non_local": 2}.get(operator, 1)
     if memory_dim < 1 or memory_dim % multiple:
-        raise ValueError(
+        raise ConfigError(
             f"memory_dim must be a positive multiple of {multiple} for "
             f"global_operator={operator!r}, found {memory_dim}"
         )

@@ -26,6 +26,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.conv_mlp import GELU, ChannelScale, ConvMlp, GlobalResponseNorm
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
@@ -439,9 +440,9 @@ def check_switches(
     small_kernel: int | None,
     context_grid: int,
 ) -> None:
-    """Raise a ValueError for a switch that another one leaves nothing to act on."""
+    """Raise a ConfigError for a switch that another one leaves nothing to act on."""
     if mixer not in get_args(Mixer):
-        raise ValueError(f"mixer is {mixer!r}; expected one of {list(get_args(Mixer))}")
+        raise ConfigError(f"mixer is {mixer!r}; expected one of {list(get_args(Mixer))}")
     if not dds:
         for name, on in (
             ("feature_guidance", feature_guidance),
@@ -449,9 +450,9 @@ def check_switches(
             ("context_update", context_update),
         ):
             if not on:
-                raise ValueError(f"{name}=False needs dds=True: without it there is no context")
+                raise ConfigError(f"{name}=False needs dds=True: without it there is no context")
         if overview_head:
-            raise ValueError(
+            raise ConfigError(
                 "overview_head=True needs dds=True: without it there is no Overview-Net"
             )
     if mixer == "static":
@@ -461,7 +462,7 @@ def check_switches(
             (f"context_grid={context_grid}", context_grid != 7),
         ):
             if off:
-                raise ValueError(f"{name} needs mixer='contmix': static kernels have no context")
+                raise ConfigError(f"{name} needs mixer='contmix': static kernels have no context")
 
 
 class OverLoCK(nn.Module):
@@ -498,7 +499,7 @@ class OverLoCK(nn.Module):
         context_grid: side of the pooled context.
 
     Raises:
-        ValueError: a combination of switches in which one of them would do nothing.
+        ConfigError: a combination of switches in which one of them would do nothing.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers import NeuralMemory
 from lightning_overlock.layers.neural_memory import largest_step
 from lightning_overlock.layers.tap import capture
@@ -246,7 +247,7 @@ def test_compiles_and_exports(scan):
     ],
 )
 def test_arguments_outside_their_range_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make(**options)
 
 

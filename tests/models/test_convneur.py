@@ -7,6 +7,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import lightning_overlock  # noqa: F401  (registers the models)
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers import NeuralMemory
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.models.convneur import ConvNeur, MapAttention
@@ -235,7 +236,7 @@ def test_top_rows_do_not_see_bottom_rows_through_a_raster_memory_but_do_through_
     ],
 )
 def test_impossible_arguments_are_a_value_error(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make(**arguments)
 
 

@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import SqueezeExcite
 
+from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.models.overlock import ChannelAttention, OverLoCK
 
@@ -130,7 +131,7 @@ def test_guidance_switches_cut_the_prior_off_from_kernels_and_values():
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         build(**changes)
 
 
