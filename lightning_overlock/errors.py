@@ -21,6 +21,18 @@ class ConfigError(ValueError):
     """
 
 
+class Interrupted(Exception):
+    """Training was stopped by a signal, after its state had been saved.
+
+    Args:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)

@@ -25,17 +25,13 @@ from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.prediction_images import PredictionImages
 from lightning_overlock.cli.parser import ArgumentSplitter, Parser, parse, read_config, read_yaml
-from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.runs.checkpoint import BestAndLast, Interrupted
-from lightning_overlock.runs.config import RunConfig
-from lightning_overlock.runs.folder import (
-    hold,
-    is_rank_zero,
-    last_checkpoint,
-    run_folder,
-    run_of,
-)
-from lightning_overlock.runs.metrics_file import MetricsFile
+from lightning_overlock.errors import InputError, Interrupted, did_you_mean
+from lightning_overlock.runs.checkpoint import read_checkpoint
+from lightning_overlock.runs.config import checkpoint_config
+from lightning_overlock.runs.layout import LAST, last_checkpoint, run_folder, run_of
+from lightning_overlock.runs.lock import claim_run_folder, is_rank_zero
+from lightning_overlock.runs.recording import MetricsFile, RunConfig
+from lightning_overlock.runs.saving import BestAndLast
 
 HELP = """\
 usage: lightning COMMAND [options]
@@ -199,7 +195,7 @@ def read_request(command: str, arguments: list[str]) -> Request:
     path: str | None = found.ckpt_path or given.get("ckpt_path")
     requeued = command == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if path is None and requeued and name is not None:
-        path = "last" if (run_folder(name) / "checkpoints" / "last.ckpt").is_file() else None
+        path = "last" if (run_folder(name) / LAST).is_file() else None
     request = Request(command, name or "run", texts, words)
     if path is None:
         return request
@@ -213,7 +209,7 @@ def read_request(command: str, arguments: list[str]) -> Request:
         request.ckpt_path = Path(path)
     request.checkpoint = read_checkpoint(request.ckpt_path)
     if "config" in request.checkpoint:
-        own = _own_config(request.checkpoint)
+        own = checkpoint_config(request.checkpoint)
         request.configs.insert(
             0, (f"the configuration in {request.ckpt_path}", yaml.safe_dump(own))
         )
@@ -226,47 +222,11 @@ def read_request(command: str, arguments: list[str]) -> Request:
     return request
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a Lightning checkpoint's content.
-
-    Raises:
-        InputError: If the file does not exist or is no Lightning checkpoint.
-    """
-    if not path.is_file():
-        near = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
-        raise InputError(
-            f"--ckpt_path {path}: this file does not exist.{did_you_mean(str(path), near)}\n"
-            "Expected a checkpoint, as in runs/NAME/checkpoints/best.ckpt."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead to
-        raise InputError(
-            f"--ckpt_path {path}: this file is no checkpoint.\n"
-            "Expected one written by `lightning fit`, as in runs/NAME/checkpoints/best.ckpt."
-        ) from error
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise InputError(
-            f"--ckpt_path {path}: found weights or other content, but no Lightning checkpoint.\n"
-            "Expected one written by `lightning fit`; weights are given with --model.init_from."
-        )
-    return content
-
-
 def _free_options(class_path: str) -> frozenset[str]:
     """Return the options of a task that may differ from a checkpoint's."""
     module, _, name = class_path.rpartition(".")
     task = getattr(importlib.import_module(module), name)
     return getattr(task, "free_options", frozenset())
-
-
-def _own_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the checkpoint's configuration, with the class names its head was built for."""
-    own: dict[str, Any] = yaml.safe_load(checkpoint["config"])
-    class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
-    if class_names is not None:
-        own["model"].setdefault("init_args", {})["class_names"] = class_names
-    return own
 
 
 class TrainingCLI(LightningCLI):
@@ -397,16 +357,16 @@ class TrainingCLI(LightningCLI):
         if trainer.fast_dev_run:  # leaves nothing behind
             found.append(RunConfig(text, None))
         else:
-            found.append(RunConfig(text, self.folder / "config.yaml"))
+            found.append(RunConfig(text, self.folder))
             # Before the checkpoints: a kill in between loses no epoch of a continued run.
             checkpoint = self.request.checkpoint or {}
             epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
-            found.append(MetricsFile(self.folder / "metrics.csv", epoch, step))
+            found.append(MetricsFile(self.folder, epoch, step))
             found.append(PredictionImages())
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")
-                found.append(BestAndLast(self.folder / "checkpoints", monitor, mode))
+                found.append(BestAndLast(self.folder, monitor, mode))
         interactive = sys.stdout.isatty()
         if trainer.enable_progress_bar is not False:
             found.append(RichProgressBar() if interactive else EpochLines())
@@ -427,12 +387,12 @@ class TrainingCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit(model, **kwargs, weights_only=True)
             return
-        with hold(self.folder, continued or requeued):
+        with claim_run_folder(self.folder, continued or requeued):
             try:
                 self.trainer.fit(model, **kwargs, weights_only=True)
             except Interrupted:
                 self._say(
-                    f"Saved {self.folder}/checkpoints/last.ckpt. Continue with\n"
+                    f"Saved {self.folder / LAST}. Continue with\n"
                     f"  lightning fit --name {self.request.name} --ckpt_path last"
                 )
                 raise

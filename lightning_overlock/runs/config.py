@@ -3,31 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import yaml
+
+from lightning_overlock.runs.layout import CONFIG
 
 
-class RunConfig(Callback):
-    """Writes the configuration to a file when training starts, and into every checkpoint.
+def write_config(folder: Path, text: str) -> None:
+    """Write a run's configuration, as YAML, into its folder."""
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
-    Args:
-        text: The configuration as YAML.
-        path: The file, None to write none.
-    """
 
-    def __init__(self, text: str, path: Path | None) -> None:
-        self.text = text
-        self.path = path
+def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration in a checkpoint, with the class names its head was built for."""
+    config: dict[str, Any] = yaml.safe_load(checkpoint["config"])
+    class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
+    if class_names is not None:
+        config["model"].setdefault("init_args", {})["class_names"] = class_names
+    return config
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file."""
-        if stage == "fit" and self.path is not None and trainer.is_global_zero:
-            self.path.write_text(self.text)
 
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Add the key "config"."""
-        checkpoint["config"] = self.text
+def total_epochs(folder: Path) -> int | None:
+    """Return how many epochs the run was asked for, None if it does not say."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        found = config["trainer"]["max_epochs"]
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None

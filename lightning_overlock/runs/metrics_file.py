@@ -1,73 +1,64 @@
-"""The metrics of a run as one CSV file."""
+"""The metrics of a run as one CSV file: a row per trained epoch and a row per evaluation."""
 
 import csv
 import fcntl
 import io
+import math
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning_overlock.runs.layout import METRICS
 
 
-class MetricsFile(Checkpoint):
-    """Writes `metrics.csv`: a row per trained epoch and a row per evaluation, all metrics in it.
-
-    A continued run appends; an epoch that is trained again replaces its earlier row. It is a
-    `Checkpoint` because Lightning calls these after the task, which logs at the epoch's end too.
+def write_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row; an epoch that is trained again replaces its earlier row and later ones.
 
     Args:
         path: The CSV file.
-        epoch: Epoch of the evaluated checkpoint, for evaluations outside training.
-        step: Its optimiser step.
+        row: "stage" (fit, validate or test), "epoch", "step" and the metrics.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with path.open("r+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a validation may run beside the training
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        if row["stage"] == "fit" and row["epoch"] is not None:
+            rows = [r for r in rows if r["stage"] != "fit" or int(r["epoch"]) < row["epoch"]]
+        rows.append(row)
+        columns = list(dict.fromkeys(name for r in rows for name in r))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        # Shortened only afterwards, so that a kill leaves no empty file.
+        file.seek(0)
+        file.write(text.getvalue())
+        file.truncate()
 
-    def __init__(self, path: Path, epoch: int | None = None, step: int | None = None) -> None:
-        self.path = path
-        self.epoch = epoch
-        self.step = step
-        self._validated = False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of a stand-alone validation; in training the epoch's row has it."""
-        self._validated = not trainer.sanity_checking
-        if trainer.state.fn == "validate":
-            self._write(trainer, "validate", self.epoch, self.step)
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """Return the trained epochs' rows of a run's metrics file, as far as they are written."""
+    try:
+        with (folder / METRICS).open(newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the writer holds it exclusively
+            text = file.read()
+    except OSError:
+        return []
+    # A run that was killed amid a line has half a number at its end.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [row for row in csv.DictReader(lines) if row.pop("stage") == "fit"]
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of a test."""
-        self._write(trainer, "test", self.epoch, self.step)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's row."""
-        self._write(trainer, "fit", trainer.current_epoch, trainer.global_step)
-        self._validated = False
+def best_of(curve: list[dict[str, float]], metric: str, direction: str) -> dict[str, float] | None:
+    """Return the first of the best rows by a metric; None if none has a finite value of it.
 
-    def _write(self, trainer: Trainer, stage: str, epoch: int | None, step: int | None) -> None:
-        # Asked for by all processes: Lightning reduces them over all of them here.
-        metrics = trainer.callback_metrics
-        if not trainer.is_global_zero:
-            return
-        row: dict[str, Any] = {"stage": stage, "epoch": epoch, "step": step}
-        for name, value in metrics.items():
-            # The last validation's values stay around in epochs without validation.
-            stale = stage == "fit" and name.startswith("val/") and not self._validated
-            if not stale and not name.endswith("_step"):
-                row[name] = f"{float(value):.6g}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        with self.path.open("r+", newline="") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # a validation may run beside the training
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-            if stage == "fit" and epoch is not None:
-                rows = [r for r in rows if r["stage"] != "fit" or int(r["epoch"]) < epoch]
-            rows.append(row)
-            columns = list(dict.fromkeys(name for r in rows for name in r))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            # Shortened only afterwards, so that a kill leaves no empty file.
-            file.seek(0)
-            file.write(text.getvalue())
-            file.truncate()
+    Args:
+        curve: The rows.
+        metric: The metric's name.
+        direction: "maximize" or "minimize".
+    """
+    rows = [row for row in curve if math.isfinite(row.get(metric, math.nan))]
+    if not rows:
+        return None
+    return (max if direction == "maximize" else min)(rows, key=lambda row: row[metric])

@@ -16,8 +16,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
+from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.results import Results
-from lightning_overlock.sweep.trial import read_curve
 
 DPI = 150
 # Told apart without colour: by line, marker and, in grey, by lightness.

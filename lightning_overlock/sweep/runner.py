@@ -20,24 +20,17 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from lightning_overlock.errors import InputError
-from lightning_overlock.runs.checkpoint import Interrupted
-from lightning_overlock.runs.folder import hold
+from lightning_overlock.errors import InputError, Interrupted
+from lightning_overlock.runs.checkpoint import checkpoint_of
+from lightning_overlock.runs.config import total_epochs
+from lightning_overlock.runs.layout import CONFIG, METRICS
+from lightning_overlock.runs.lock import claim_run_folder
+from lightning_overlock.runs.metrics_file import best_of, read_curve
+from lightning_overlock.runs.progress import can_continue, is_finished, seconds_trained
 from lightning_overlock.sweep.live import Active, View, clock
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.study import HEARTBEAT, Ended, Study
-from lightning_overlock.sweep.trial import (
-    Process,
-    best_of,
-    can_continue,
-    checkpoint_of,
-    environment,
-    is_finished,
-    machine,
-    read_curve,
-    seconds_trained,
-    total_epochs,
-)
+from lightning_overlock.sweep.trial import Process, environment, machine
 
 # Between two looks at a trial's metrics, and at a queue that is empty.
 POLL_SECONDS = 1.0
@@ -268,7 +261,7 @@ class _Follower:
         self.sweep = sweep
         self.active = active
         self.view = view
-        self._config = _stamp(folder / "config.yaml")
+        self._config = _stamp(folder / CONFIG)
         self._metrics: tuple[int, int] | None = None
         self._asked = time.monotonic()
         self._reported = -1
@@ -284,14 +277,14 @@ class _Follower:
             Ended: Another runner has taken it.
         """
         if process is not None:
-            begun = _stamp(self.folder / "config.yaml") not in {None, self._config}
+            begun = _stamp(self.folder / CONFIG) not in {None, self._config}
             if self.active.since is None and not begun:
                 return
             if time.monotonic() - self._asked > HEARTBEAT:
                 self._asked = time.monotonic()
                 if self.study.trials()[self.trial.number].state != TrialState.RUNNING:
                     raise Ended("taken by another runner")
-        if (stamp := _stamp(self.folder / "metrics.csv")) == self._metrics and self.active.since:
+        if (stamp := _stamp(self.folder / METRICS)) == self._metrics and self.active.since:
             return
         curve = read_curve(self.folder)
         if self.active.since is None:
@@ -383,7 +376,7 @@ def _wait_until_free(folder: Path) -> None:
     """
     for _ in range(60):
         try:
-            with hold(folder, continued=True):
+            with claim_run_folder(folder, continued=True):
                 return
         except InputError:
             time.sleep(1)

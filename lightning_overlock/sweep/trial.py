@@ -1,20 +1,15 @@
-"""A trial: one `lightning fit` as a process, and what its run folder tells about it."""
+"""A trial: one `lightning fit` as a process, and the machine it runs on."""
 
 import contextlib
-import csv
-import fcntl
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lightning_overlock.sweep import guard
 
@@ -109,85 +104,6 @@ class Process:
             text = file.read().decode(errors="replace")
         lines = [line[-300:] for line in text.splitlines() if line.strip()]
         return "\n".join(lines[-TAIL_LINES:])
-
-
-# Its run folder ----------------------------------------------------------------------------------
-
-
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Return the trained epochs' rows of metrics.csv, as far as they are written."""
-    try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # the writer holds it exclusively
-            text = file.read()
-    except OSError:
-        return []
-    # A run that was killed amid a line has half a number at its end.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = [row for row in csv.DictReader(lines) if row.pop("stage") == "fit"]
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]
-
-
-def total_epochs(folder: Path) -> int | None:
-    """Return how many epochs the run was asked for, None if it does not say."""
-    try:
-        found = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
-        return None
-    return found if isinstance(found, int) and found > 0 else None
-
-
-def is_finished(folder: Path) -> bool:
-    """Tell whether all epochs of the run are trained and saved."""
-    curve = read_curve(folder)
-    return (
-        bool(curve)
-        and can_continue(folder)
-        and int(curve[-1]["epoch"]) + 1 == total_epochs(folder)
-        and _epoch(folder / "checkpoints" / "last.ckpt") == int(curve[-1]["epoch"])
-    )
-
-
-def can_continue(folder: Path) -> bool:
-    """Tell whether the run has a last checkpoint that was written to its end."""
-    # Checkpoints are zip files, whose table of contents comes last.
-    return zipfile.is_zipfile(folder / "checkpoints" / "last.ckpt")
-
-
-def seconds_trained(folder: Path) -> float:
-    """Return how long the run's latest process has trained up to its last checkpoint."""
-    try:
-        # The configuration is written when training starts.
-        started = (folder / "config.yaml").stat().st_mtime
-        return max(0.0, (folder / "checkpoints" / "last.ckpt").stat().st_mtime - started)
-    except OSError:
-        return 0.0
-
-
-def best_of(curve: list[dict[str, float]], metric: str, direction: str) -> dict[str, float] | None:
-    """Return the first of the best rows by a metric; None if none has a finite value of it."""
-    rows = [row for row in curve if math.isfinite(row.get(metric, math.nan))]
-    if not rows:
-        return None
-    return (max if direction == "maximize" else min)(rows, key=lambda row: row[metric])
-
-
-def checkpoint_of(folder: Path, epochs: set[int]) -> tuple[str, int] | None:
-    """Return the checkpoint of one of these epochs, below the run folder, and its epoch."""
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt"):
-        epoch = _epoch(folder / name)
-        if epoch in epochs:
-            return name, epoch
-    return None
-
-
-def _epoch(checkpoint: Path) -> int | None:
-    if not zipfile.is_zipfile(checkpoint):
-        return None
-    # No tensor is read on the meta device.
-    content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
-    epoch = content.get("epoch")
-    return epoch if isinstance(epoch, int) else None
 
 
 # The machine -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_overlock.backbones.create import size_explained
 from lightning_overlock.errors import InputError
+from lightning_overlock.runs.layout import PREDICTIONS
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_class
 
@@ -206,7 +207,7 @@ class ClassificationTask(BaseTask):
             torch.distributed.all_gather_object(rows, self._predictions)
         if not self.trainer.is_global_zero:
             return
-        path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        path = Path(self.trainer.default_root_dir) / PREDICTIONS
         path.parent.mkdir(parents=True, exist_ok=True)
         ranks = range(1, min(5, len(self.class_names)) + 1)
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
 from lightning_overlock.metrics.coco import average_precision, coco_results
+from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_detections
 
@@ -297,7 +298,7 @@ class DetectionTask(BaseTask):
     def _save_drawn(self, drawn: Tensor, file_name: str) -> None:
         # A file's name may have folders in it, but must not lead out of this one.
         parts = [part for part in PurePosixPath(file_name).parts if part not in {"/", ".."}]
-        path = Path(self.trainer.default_root_dir, "drawn", *parts)
+        path = Path(self.trainer.default_root_dir, DRAWN, *parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(path)
 
@@ -309,16 +310,16 @@ class DetectionTask(BaseTask):
         folder = Path(self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         results = list(chain.from_iterable(entry.results for entry in seen))
-        (folder / "detections.json").write_text(json.dumps(results))
+        (folder / DETECTIONS).write_text(json.dumps(results))
         named = zip(self._categories(), self.class_names, strict=True)
         spoken_of = {
             "images": [entry.image for entry in seen],
             "categories": [{"id": category, "name": name} for category, name in named],
         }
-        (folder / "images.json").write_text(json.dumps(spoken_of))
-        rank_zero_info(f"Detections: {folder / 'detections.json'}")
+        (folder / DETECTED_IMAGES).write_text(json.dumps(spoken_of))
+        rank_zero_info(f"Detections: {folder / DETECTIONS}")
         if self.hparams["draw_score"] is not None:
-            rank_zero_info(f"Drawn: {folder / 'drawn'}")
+            rank_zero_info(f"Drawn: {folder / DRAWN}")
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from lightning_overlock.heads.fcn import FCNHead
 from lightning_overlock.heads.semantic_fpn import SemanticFPNHead
 from lightning_overlock.heads.upernet import UPerHead
 from lightning_overlock.metrics.boundary import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
+from lightning_overlock.runs.layout import SEGMENTATION, per_class
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import class_colors
 
@@ -372,7 +373,7 @@ class SegmentationTask(BaseTask):
             (confusion.diagonal() / pixels).tolist(),
             pixels.tolist(),
         )
-        path = Path(self.trainer.default_root_dir) / f"per_class_{stage}.csv"
+        path = Path(self.trainer.default_root_dir) / per_class(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         table = Table("class", "IoU", "accuracy", "pixels")
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -442,11 +443,11 @@ class SegmentationTask(BaseTask):
             name = name.relative_to(self._folder)
         elif name.is_absolute():
             name = Path(name.name)
-        return Path(self.trainer.default_root_dir) / "segmentation" / name.with_suffix(".png")
+        return Path(self.trainer.default_root_dir) / SEGMENTATION / name.with_suffix(".png")
 
     def on_predict_epoch_end(self) -> None:
         """Say where the predictions are."""
-        rank_zero_info(f"Predictions: {Path(self.trainer.default_root_dir) / 'segmentation'}")
+        rank_zero_info(f"Predictions: {Path(self.trainer.default_root_dir) / SEGMENTATION}")
 
 
 def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) -> Tensor:

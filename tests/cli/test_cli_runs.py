@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lightning_overlock.cli.main import main
-from lightning_overlock.runs.folder import hold
+from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.tasks import ClassificationTask
 
 # Randomness everywhere: augmentation, mixup, drop path; an average to continue as well.
@@ -149,7 +149,7 @@ def test_a_run_that_never_starts_leaves_the_earlier_one_in_place(capsys):
 
 
 def test_a_run_in_use_is_refused(capsys):
-    with hold(Path("runs/quickstart"), continued=False):
+    with claim_run_folder(Path("runs/quickstart"), continued=False):
         assert main(["fit", *TINY]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-2:] == [

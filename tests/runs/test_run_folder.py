@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_overlock.errors import InputError
-from lightning_overlock.runs.folder import hold, last_checkpoint, run_folder, run_of
+from lightning_overlock.runs.layout import last_checkpoint, run_folder, run_of
+from lightning_overlock.runs.lock import claim_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -63,17 +64,20 @@ def test_another_process_cannot_hold_the_same_run():
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=r"^runs/a is in use"), hold(Path("runs/a"), True):
+        with (
+            pytest.raises(InputError, match=r"^runs/a is in use"),
+            claim_run_folder(Path("runs/a"), True),
+        ):
             pass
         other.communicate()
-    with hold(Path("runs/a"), True):  # free again with the end of the process
+    with claim_run_folder(Path("runs/a"), True):  # free again with the end of the process
         pass
 
 
 def test_a_continued_run_stays_where_it_is():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/metrics.csv").write_text("1")
-    with hold(Path("runs/a"), continued=True):
+    with claim_run_folder(Path("runs/a"), continued=True):
         pass
     assert Path("runs/a/metrics.csv").read_text() == "1"
 
@@ -81,7 +85,7 @@ def test_a_continued_run_stays_where_it_is():
 def test_a_crash_keeps_both_runs():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/metrics.csv").write_text("old")
-    with contextlib.suppress(ZeroDivisionError), hold(Path("runs/a"), continued=False):
+    with contextlib.suppress(ZeroDivisionError), claim_run_folder(Path("runs/a"), continued=False):
         Path("runs/a/config.yaml").write_text("new")
         _ = 1 / 0
     assert Path("runs/a.1/metrics.csv").read_text() == "old"
@@ -89,7 +93,7 @@ def test_a_crash_keeps_both_runs():
 
 
 def test_only_the_first_process_touches_the_folder(monkeypatch):
-    monkeypatch.setattr("lightning_overlock.runs.folder.is_rank_zero", lambda: False)
-    with hold(Path("runs/a"), continued=False):
+    monkeypatch.setattr("lightning_overlock.runs.lock.is_rank_zero", lambda: False)
+    with claim_run_folder(Path("runs/a"), continued=False):
         pass
     assert not Path("runs").exists()

@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from sweep.fake_fit import value
 
-from lightning_overlock.runs.checkpoint import Interrupted
+from lightning_overlock.errors import Interrupted
 from lightning_overlock.sweep import runner as runner_module
 from lightning_overlock.sweep import trial as trial_module
 from lightning_overlock.sweep.runner import Runner

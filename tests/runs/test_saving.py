@@ -3,7 +3,7 @@
 import builtins
 import signal
 
-from lightning_overlock.runs.checkpoint import STOPPING, BestAndLast
+from lightning_overlock.runs.saving import STOPPING, BestAndLast
 
 
 def test_a_signal_in_the_middle_of_a_line_is_answered(tmp_path, monkeypatch, capfd):

@@ -1,0 +1,61 @@
+"""Where each file of a run is, and how runs are named."""
+
+import os
+from pathlib import Path
+
+from lightning_overlock.errors import InputError, did_you_mean
+
+# Below the run folder. Training writes:
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+BEST = f"{CHECKPOINTS}/best.ckpt"
+LAST = f"{CHECKPOINTS}/last.ckpt"
+LOCK = ".lock"
+# Evaluation and prediction write:
+PREDICTIONS = "predictions.csv"
+DETECTIONS = "detections.json"
+DETECTED_IMAGES = "images.json"
+DRAWN = "drawn"
+SEGMENTATION = "segmentation"
+
+
+def per_class(stage: str) -> str:
+    """Return the file of the metrics per class of an evaluation: "val" or "test"."""
+    return f"per_class_{stage}.csv"
+
+
+def run_folder(name: str) -> Path:
+    """Return the folder of the run `name`; the environment's OVERLOCK_RUNS moves `runs`.
+
+    Raises:
+        InputError: If the name is no plain folder name.
+    """
+    if not name or name in {".", ".."} or "/" in name or os.sep in name:
+        raise InputError(f"--name {name!r}: expected a plain folder name, without slashes.")
+    return Path(os.environ.get("OVERLOCK_RUNS", "runs")) / name
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """Return the name of the run that a checkpoint file lies in, None if it lies elsewhere."""
+    folder = checkpoint.resolve().parent.parent
+    here = run_folder(folder.name) if folder.name else None
+    return folder.name if here is not None and here.resolve() == folder else None
+
+
+def last_checkpoint(name: str) -> Path:
+    """Return the checkpoint that `--ckpt_path last` means for the run `name`.
+
+    Raises:
+        InputError: If the run has none.
+    """
+    folder = run_folder(name)
+    path = folder / LAST
+    if path.is_file():
+        return path
+    runs = [file.relative_to(folder.parent).parts[0] for file in folder.parent.glob(f"*/{LAST}")]
+    known = f"Runs that can be continued: {', '.join(sorted(runs))}." if runs else ""
+    raise InputError(
+        f"--ckpt_path last: the run '{name}' has no {path}.{did_you_mean(name, runs)}\n"
+        f"Start it without --ckpt_path, or name another run with --name. {known}".rstrip()
+    )
