@@ -53,23 +53,27 @@ class LeftOut:
 
 
 def refuse_if_too_many(
-    source: str, left_out: int, of: int, what: str, reasons: str, largest_share: float
+    source: str,
+    left_out: LeftOut,
+    of: int,
+    largest_share: float = MAX_LEFT_OUT,
+    hint: str = "",
 ) -> None:
     """Stop where more is left out than was asked for.
 
     Args:
         source: The file or folder that it is about.
-        left_out: How many are left out.
+        left_out: What is left out; its `what` is for example "images of the class 'cat'".
         of: How many there are, those left out included.
-        what: What they are, in the plural, for example "boxes of the class 'cat'".
-        reasons: Why; see `LeftOut.reasons`.
         largest_share: What may be left out, 0 to 1 (`data.max_left_out`).
+        hint: What else to do, after "expected ...".
 
     Raises:
         InputError: The share is larger.
     """
-    if left_out > largest_share * of:
+    if left_out.total > largest_share * of:
         raise InputError(
-            f"{source}: {left_out:,} of {of:,} {what} would be left out: {reasons}\n"
-            f"expected at most a share of {largest_share:g} (data.max_left_out)"
+            f"{source}: {left_out.total:,} of {of:,} {left_out.what} would be left out: "
+            f"{left_out.reasons()}\n"
+            f"expected at most a share of {largest_share:g} (data.max_left_out){hint}"
         )

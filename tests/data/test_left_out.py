@@ -27,7 +27,10 @@ def test_rare_reasons_are_summed_up():
 
 
 def test_more_than_the_share_asked_for_is_refused():
-    refuse_if_too_many("a.json", 10, 100, "boxes", "why", 0.1)
-    with pytest.raises(InputError, match=r"a\.json: 11 of 100 boxes would be left out: why\n"):
-        refuse_if_too_many("a.json", 11, 100, "boxes", "why", 0.1)
-    refuse_if_too_many("a.json", 100, 100, "boxes", "why", 1.0)
+    left_out = LeftOut("boxes")
+    left_out.add("without an area", "box 5", count=10)
+    refuse_if_too_many("a.json", left_out, 100)
+    left_out.add("without an area", "box 7")
+    with pytest.raises(InputError, match=r"a\.json: 11 of 100 boxes would be .*: 11 without an"):
+        refuse_if_too_many("a.json", left_out, 100)
+    refuse_if_too_many("a.json", left_out, 100, largest_share=0.11)
