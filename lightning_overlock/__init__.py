@@ -1,9 +1,16 @@
 """Train, ablate and understand OverLoCK and ConvNeur with PyTorch Lightning.
 
-Importing the package registers its backbones with timm.
+Once this package and timm are both imported, in whichever order, timm knows its backbones.
 """
 
+import importlib
 import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 
 # Before torch loads OpenMP. Threads that spin while they wait make two busy processes on the same
 # cores many times slower. Threads that sleep at once are woken for every operation, which halves
@@ -11,6 +18,40 @@ import os
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from lightning_overlock import models as models
-
 __version__ = "0.1.0"
+
+
+class _AfterTimm(MetaPathFinder):
+    """Registers the backbones when timm is imported.
+
+    Importing them here at once would import torch and timm too, which takes seconds that the
+    command's help and its answers to wrong input do not need.
+    """
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the import system's signature
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """Return timm's own specification, with the registration after its import."""
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec("timm")
+        if spec is None or spec.loader is None:
+            return spec
+        import_timm = spec.loader.exec_module
+
+        def import_both(module: ModuleType) -> None:
+            import_timm(module)
+            importlib.import_module("lightning_overlock.models")
+
+        spec.loader.exec_module = import_both  # type: ignore[method-assign]
+        return spec
+
+
+if "timm" in sys.modules:
+    importlib.import_module("lightning_overlock.models")
+else:
+    sys.meta_path.insert(0, _AfterTimm())

@@ -1,20 +1,18 @@
 """Reading the arguments of a command: unknown names and wrong values in three lines at most."""
 
-import argparse
 import difflib
 import importlib
 import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from lightning_overlock.cli.request import read_yaml, typed_options
 from lightning_overlock.errors import InputError, did_you_mean
 
 # The options whose class is chosen by the user, and what it must derive from.
@@ -38,38 +36,6 @@ class Parser(LightningArgumentParser):
         raise _ParseError(message) from ex
 
 
-class ArgumentSplitter(argparse.ArgumentParser):
-    """Takes a few options out of the arguments, for what must be known before the others."""
-
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise InputError(f"{message}.")
-
-
-def read_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return a configuration's content.
-
-    Raises:
-        InputError: If it is no YAML mapping.
-    """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(
-            f"{source}{line}: not valid YAML ({getattr(error, 'problem', error)})."
-        ) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{source}: found {str(content)[:60]!r}, expected YAML `option: value`.")
-    return content
-
-
 def parse(
     parser: ArgumentParser,
     command: str,
@@ -90,7 +56,7 @@ def parse(
         InputError: For an unknown name or a value of the wrong type.
     """
     contents = [(source, read_yaml(text, source)) for source, text in configs]
-    typed = list(_typed(words))
+    typed = list(typed_options(words))
     chosen = _chosen_classes(contents, typed)
     known = _known_options(options, chosen)
     for option in CHOSEN:
@@ -124,25 +90,6 @@ def _restore_nulls(found: Namespace, typed: list[tuple[str, str | None]]) -> Non
             dictionary = found[option]["init_args"].get(keys[0])
             if isinstance(dictionary, dict) and dictionary.get(keys[1]) == "None":
                 dictionary[keys[1]] = None
-
-
-def _typed(words: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the options on the command line as (name, value)."""
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            raise InputError(f"{word}: unexpected word; expected an option, as in --name VALUE.")
-        name, equals, value = word.lstrip("-").partition("=")
-        if equals:
-            yield name, value
-        elif name in {"h", "print_config"} or name.split(".")[-1] == "help":
-            # Their value is optional and changes nothing here.
-            return
-        else:
-            following = next(rest, None)
-            if following is None or following.startswith("--"):
-                raise InputError(f"{word}: found no value; expected {word} VALUE.")
-            yield name, following
 
 
 def _chosen_classes(
@@ -277,11 +224,3 @@ def _boil_down(message: str, command: str) -> str:
     wanted = " or ".join("None" if e == "NoneType" else e for e in dict.fromkeys(expected))
     value = found_value[1][:80] if found_value else "a value that does not fit"
     return f"{name}: found {value}, expected {wanted or 'another type'}."
-
-
-def read_config(path: Path) -> str:
-    """Return a configuration file's text."""
-    try:
-        return path.read_text()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: found a binary file, expected a YAML configuration.") from None

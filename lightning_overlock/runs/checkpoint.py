@@ -20,14 +20,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file does not exist or is no Lightning checkpoint.
     """
-    import torch
-
     if not path.is_file():
         near = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
         raise InputError(
             f"--ckpt_path {path}: this file does not exist.{did_you_mean(str(path), near)}\n"
             "Expected a checkpoint, as in runs/NAME/checkpoints/best.ckpt."
         )
+    import torch
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead to

@@ -11,6 +11,9 @@ import torch
 import yaml
 
 from lightning_overlock import __version__
+from lightning_overlock.cli import (
+    training as training,  # Lightning logs to the stderr of its import
+)
 from lightning_overlock.cli.main import main
 
 QUICK = [

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 import lightning_overlock
-from lightning_overlock.cli.main import build, main
+from lightning_overlock.cli.main import main
+from lightning_overlock.cli.training import build
 from lightning_overlock.sweep.spec import find, read, shipped, validate
 
 ROOT = Path(lightning_overlock.__file__).parents[1]

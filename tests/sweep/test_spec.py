@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from lightning_overlock.cli.main import build
+from lightning_overlock.cli.training import build
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.spec import as_word, find, read, validate
 

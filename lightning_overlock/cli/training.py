@@ -1,0 +1,287 @@
+"""`fit`, `validate`, `test` and `predict`: a request becomes a task, its data and a trainer."""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+# Their classes are known by name once imported.
+from lightning_overlock import data as data
+from lightning_overlock import tasks as tasks
+from lightning_overlock.callbacks.ema import EMA
+from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
+from lightning_overlock.callbacks.prediction_images import PredictionImages
+from lightning_overlock.cli.parser import Parser, parse
+from lightning_overlock.cli.request import Request, read_request
+from lightning_overlock.errors import InputError, Interrupted
+from lightning_overlock.runs.layout import LAST, run_folder, run_of
+from lightning_overlock.runs.lock import claim_run_folder
+from lightning_overlock.runs.recording import MetricsFile, RunConfig
+from lightning_overlock.runs.saving import BestAndLast
+
+
+def run(request: Request) -> None:
+    """Do what was typed.
+
+    Raises:
+        InputError: For a known mistake, those that Lightning finds included.
+        Interrupted: If a signal stopped the training.
+    """
+    try:
+        TrainingCLI(request)
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error
+
+
+def _keep_quiet() -> None:
+    """Silence what Lightning says that nobody at the command line can act on."""
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_has_substance)
+    # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
+    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    # The tasks log values that are reduced over all processes already.
+    warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist", UserWarning)
+
+
+def _has_substance(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(("💡 Tip", "`weights_only` was not set", "TPU available: False"))
+
+
+def _free_options(class_path: str) -> frozenset[str]:
+    """Return the options of a task that may differ from a checkpoint's."""
+    module, _, name = class_path.rpartition(".")
+    task = getattr(importlib.import_module(module), name)
+    return getattr(task, "free_options", frozenset())
+
+
+class TrainingCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`: LightningCLI with run folders and own checkpoints.
+
+    Args:
+        request: What was typed.
+    """
+
+    def __init__(self, request: Request) -> None:
+        _keep_quiet()
+        self.request = request
+        self.folder = run_folder(request.name)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,  # RunConfig
+            trainer_defaults={"use_distributed_sampler": False},  # the data modules shard
+            seed_everything_default=42,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the task builds its own
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one command that was typed, as building each parser takes a while."""
+        every = LightningCLI.subcommands()
+        return {self.request.command: every[self.request.command] | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what the package adds to Lightning's options."""
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
+        if "config" not in (self.request.checkpoint or {}):  # else the checkpoint says them
+            parser.link_arguments(
+                "data.class_names", "model.init_args.class_names", apply_on="instantiate"
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
+        """Parse what was typed, and hold it against the checkpoint."""
+        request, command = self.request, self.request.command
+        # Ahead of what was typed: jsonargparse takes all that follows --model.help for its own.
+        words = [f"--name={request.name}", *request.words]
+        if request.ckpt_path is not None:
+            words.insert(0, f"--ckpt_path={request.ckpt_path}")
+        options = self._subcommand_parsers[command]
+        self.config = parse(parser, command, options, request.configs, words)
+        if request.checkpoint is not None and "config" in request.checkpoint:
+            own = parse(parser, command, options, request.configs[:1], [])
+            self._refuse_contradictions(self._plain(own), self._plain(self.config))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint's hyperparameters alone: its configuration was read already."""
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        """Return the configuration as it is stored: without what belongs to one command only."""
+        command = self.request.command
+        text = self._subcommand_parsers[command].dump(config[command], skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        for key in self._subcommand_method_arguments[command]:
+            plain.pop(key, None)
+        return plain
+
+    def _refuse_contradictions(self, own: dict[str, Any], typed: dict[str, Any]) -> None:
+        path = self.request.ckpt_path
+        old, new = own["model"], typed["model"]
+        differing = {"model": (old["class_path"], new["class_path"])}
+        free = _free_options(old["class_path"])
+        for key in sorted(old.get("init_args", {}).keys() - free):
+            differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
+        for name, (expected, found) in differing.items():
+            if found != expected:
+                raise InputError(
+                    f"--{name}: found {found}, but the checkpoint {path} was trained with "
+                    f"{expected}.\nLeave the option out to use the checkpoint's, or start a new "
+                    f"run from its weights with --model.init_from {path}."
+                )
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; hold the data's classes against the checkpoint's."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            # jsonargparse wraps whatever a constructor raises.
+            raise error.__cause__ from None
+        checkpoint = self.request.checkpoint or {}
+        trained = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if trained is None or self.request.command == "predict":
+            return
+        found = getattr(self.datamodule, "class_names", trained)
+        if list(found) != list(trained):
+            raise InputError(
+                f"The data have other classes than the checkpoint {self.request.ckpt_path}.\n"
+                f"Found {len(found)}: {_first(found)}\nExpected {len(trained)}: {_first(trained)}"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer of this run folder."""
+        given = self.config_init[self.request.command].trainer
+        if given.default_root_dir is not None:
+            raise InputError(
+                "--trainer.default_root_dir: the run folder is runs/NAME.\n"
+                "Expected --name for NAME, or the environment's OVERLOCK_RUNS for runs."
+            )
+        if given.sync_batchnorm and (given.accelerator == "cpu" or not torch.cuda.is_available()):
+            kwargs["sync_batchnorm"] = False
+            self._say("sync_batchnorm is off: torch synchronises batch norms on GPUs only")
+        kwargs["default_root_dir"] = str(self.folder)
+        if given.logger in (None, True):
+            board = TensorBoardLogger(self.folder, name="", version="")
+            kwargs["logger"] = board if self.request.command == "fit" else False
+        if not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False  # EpochLines
+        kwargs["enable_model_summary"] = False  # among the callbacks
+        if given.enable_checkpointing is False:
+            # There is no BestAndLast then; Lightning takes MetricsFile for a checkpoint callback.
+            kwargs["enable_checkpointing"] = True
+        self.trainer_defaults["callbacks"] = self._callbacks(given)
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, trainer: Namespace) -> list[Callback]:
+        """Return the callbacks that every run has, whatever callbacks its configuration lists."""
+        text = yaml.safe_dump(self._stored_config(), sort_keys=False)
+        found: list[Callback] = []
+        if trainer.fast_dev_run:  # leaves nothing behind
+            found.append(RunConfig(text, None))
+        else:
+            found.append(RunConfig(text, self.folder))
+            # Before the checkpoints: a kill in between loses no epoch of a continued run.
+            checkpoint = self.request.checkpoint or {}
+            epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+            found.append(MetricsFile(self.folder, epoch, step))
+            found.append(PredictionImages())
+            if trainer.enable_checkpointing is not False:
+                monitor = getattr(self.model, "monitor", "val/loss")
+                mode = getattr(self.model, "monitor_mode", "min")
+                found.append(BestAndLast(self.folder, monitor, mode))
+        interactive = sys.stdout.isatty()
+        if trainer.enable_progress_bar is not False:
+            found.append(RichProgressBar() if interactive else EpochLines())
+        if trainer.enable_model_summary is not False:
+            found.append(RichModelSummary() if interactive else ModelSummary())
+        return found
+
+    def _stored_config(self) -> dict[str, Any]:
+        plain = self._plain(self.config)
+        plain["model"].get("init_args", {}).pop("class_names", None)  # the data say them
+        return plain
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, holding the run folder."""
+        path = self.request.ckpt_path
+        continued = path is not None and run_of(path) == self.request.name
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit(model, **kwargs, weights_only=True)
+            return
+        with claim_run_folder(self.folder, continued or requeued):
+            try:
+                self.trainer.fit(model, **kwargs, weights_only=True)
+            except Interrupted:
+                self._say(
+                    f"Saved {self.folder / LAST}. Continue with\n"
+                    f"  lightning fit --name {self.request.name} --ckpt_path last"
+                )
+                raise
+        self._say(format_metrics(self.trainer))
+        for best in self.trainer.checkpoint_callbacks:
+            if isinstance(best, BestAndLast) and best.best_model_path:
+                self._say(
+                    f"best {best.monitor} {best.best_model_score:.4g}: {best.best_model_path}"
+                )
+        self._say(f"logs: {self.folder}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs if subcommand == "fit" else {**kwargs, "weights_only": True}
+
+    @staticmethod
+    @rank_zero_only
+    def _say(text: str) -> None:
+        print(text)
+
+
+class _Builder(TrainingCLI):
+    """Parses as `fit` does and builds task and data, without trainer, seed and run folder."""
+
+    def _set_seed(self) -> None:
+        """Leave the random state alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build none."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def build(
+    arguments: list[str], device: str = "meta"
+) -> tuple[LightningModule, LightningDataModule]:
+    """Build the task and the data of a `fit` command line; nothing is trained or written.
+
+    Args:
+        arguments: What a person would type after `lightning`: "fit" and its options.
+        device: Where the task's weights are made; "meta" makes none and takes no time.
+
+    Raises:
+        InputError: For what `lightning fit` would refuse as well.
+    """
+    with torch.device(device):
+        cli = _Builder(read_request(arguments[0], arguments[1:]))
+    return cli.model, cli.datamodule
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
