@@ -1,6 +1,7 @@
 """Input errors: mistakes of the person at the keyboard, answered without a traceback."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -37,3 +38,16 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def printable(name: object) -> str:
+    """Return a name for a message: on one line, whatever is in it, and in valid Unicode.
+
+    Line breaks, other control characters and bytes of file names that are no UTF-8 are escaped.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+        else char
+        for char in str(name)
+    )

@@ -6,8 +6,11 @@ from weakref import WeakSet
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from lightning_overlock.data.images import MAX_PIXELS
+from lightning_overlock.data.left_out import MAX_LEFT_OUT
 from lightning_overlock.data.loading import (
     Collate,
     EpochSampler,
@@ -23,10 +26,17 @@ from lightning_overlock.data.loading import (
 from lightning_overlock.errors import InputError
 
 Split = Literal["train", "val", "test", "predict"]
+# The splits that each of Lightning's stages reads.
+STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 
 
 class BaseDataModule(LightningDataModule, ABC):
-    """Makes the loaders; a data module adds `class_names` and `source`.
+    """Makes the loaders; a data module adds `class_names`, `source` and `examine`.
 
     Works with a trainer (rank, device and position in the epoch come from it) and without one.
     `trainer.use_distributed_sampler` has no say: the loaders shard themselves.
@@ -34,18 +44,32 @@ class BaseDataModule(LightningDataModule, ABC):
     Args:
         batch_size: images per process and step.
         num_workers: processes that read images; None chooses by the cores of this process.
-        skip_corrupt: skip unreadable images with a warning instead of stopping.
+        skip_corrupt: skip unreadable images with a warning instead of stopping. In prediction they
+            are always skipped, and the task says which.
+        max_left_out: largest share of a class or split that may be left out of the data.
+        max_image_pixels: largest number of pixels of an image; None is no limit.
 
     Raises:
-        InputError: batch_size < 1 or num_workers < 0.
+        InputError: an argument is out of its range.
     """
 
     class_names: list[str]
 
     def __init__(
-        self, batch_size: int, num_workers: int | None = None, skip_corrupt: bool = False
+        self,
+        batch_size: int,
+        num_workers: int | None = None,
+        skip_corrupt: bool = False,
+        max_left_out: float = MAX_LEFT_OUT,
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
         super().__init__()
+        if not 0 <= max_left_out <= 1:
+            raise InputError(f"data.max_left_out is {max_left_out}; expected a share from 0 to 1")
+        if max_image_pixels is not None and max_image_pixels < 1:
+            raise InputError(
+                f"data.max_image_pixels is {max_image_pixels}; expected at least 1, or null"
+            )
         if batch_size < 1:
             raise InputError(f"data.batch_size is {batch_size}; expected at least 1")
         if num_workers is not None and num_workers < 0:
@@ -53,6 +77,8 @@ class BaseDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip_corrupt = skip_corrupt
+        self.max_left_out = max_left_out
+        self.max_image_pixels = max_image_pixels
         # Weak: workers in a reference cycle are not told to stop when it is collected, and waited
         # for in vain.
         self._loaders: WeakSet[Loader] = WeakSet()
@@ -60,6 +86,34 @@ class BaseDataModule(LightningDataModule, ABC):
     @abstractmethod
     def source(self, split: Split) -> Source:
         """Return the images of a split, as items (image (3, H, W), label or name)."""
+
+    def examine(self, split: Split) -> str:  # noqa: ARG002 - for those that have files
+        """Check a split before anything long begins.
+
+        Returns:
+            How much of it is used and what is left out for which reason; "" where all is used.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        return ""
+
+    def setup(self, stage: str) -> None:
+        """Check the splits of a stage, and say what is left out of them."""
+        for split in STAGES[stage]:
+            if told := self.examine(split):
+                rank_zero_info(f"{split}: {told}")
+
+    def prediction_state(self) -> dict[str, Any]:
+        """Return what `predict` must know of the training data, in plain types.
+
+        It is stored in checkpoints, so that prediction needs nothing but one and images.
+        """
+        return {"class_names": list(self.class_names)}
+
+    def load_prediction_state(self, state: dict[str, Any]) -> None:
+        """Take what `prediction_state` has returned in training, in place of the data's own."""
+        self.class_names = list(state["class_names"])
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002 - for those that tell them apart
         """Return what makes a batch of the items of a split: `stack`, unless sizes differ."""

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.dense_transforms import detection_transform, to_float, to_pixels
-from lightning_overlock.data.image_folder import ImageFiles, predict_files, read_image
+from lightning_overlock.data.images import ImageFiles, predict_files, read_image
 from lightning_overlock.data.loading import (
     Collate,
     CorruptImage,
@@ -449,8 +449,9 @@ class CocoDataModule(BaseDataModule):
                 )
             if file is not None and folder is not None:
                 self.paths[split] = Path(file), Path(folder)
-        self.predict_files = None if predict_dir is None else predict_files(predict_dir)
-        self.predict_dir = predict_dir
+        self.predict_dir: Path | None = None
+        if predict_dir is not None:
+            self.predict_dir, self.predict_files = predict_files(predict_dir)
         self.hflip = hflip
         self.scale_and_crop = scale_and_crop
         self.group_by_shape = group_by_shape
@@ -502,8 +503,8 @@ class CocoDataModule(BaseDataModule):
     def source(self, split: Split) -> CocoImages | FolderImages:
         """Return the images of a split."""
         if split == "predict":
-            if self.predict_dir is not None and self.predict_files is not None:
-                return FolderImages(Path(self.predict_dir), self.predict_files)
+            if self.predict_dir is not None:
+                return FolderImages(self.predict_dir, self.predict_files.files)
             return CocoImages(self.file("test" if "test" in self.paths else "val"), "predict")
         if split != "train":
             return CocoImages(self.file(split), "eval")

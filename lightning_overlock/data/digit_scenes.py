@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.coco import CocoDataModule, CocoImages, FolderImages
 from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
-from lightning_overlock.data.image_folder import ImageFiles
+from lightning_overlock.data.images import ImageFiles
 from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
 

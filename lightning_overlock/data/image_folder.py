@@ -1,65 +1,33 @@
 """Own images, or ImageNet: one folder per split, in it one folder per class."""
 
-import contextlib
-import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_overlock.data.base import BaseDataModule, Split
-from lightning_overlock.data.loading import CorruptImage, Key, global_seed, seeded
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.data.class_names import alike, check_class_names
+from lightning_overlock.data.images import (
+    MAX_PIXELS,
+    SOME_SUFFIXES,
+    FoundImages,
+    ImageFiles,
+    find_images,
+    is_systems,
+    listing,
+    predict_files,
+    some,
+)
+from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut, refuse_if_too_many
+from lightning_overlock.data.loading import global_seed
+from lightning_overlock.errors import InputError, did_you_mean, printable
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as it looks in a viewer, in 8-bit RGB.
-
-    It is turned as its EXIF orientation says, transparent parts lie on white, 16-bit values are
-    scaled to 8 bits.
-
-    Raises:
-        CorruptImage: the content is no intact image.
-        InputError: the file cannot be opened at all.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            with contextlib.suppress(Exception):  # malformed EXIF leaves a readable image
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's readers raise anything on broken bytes
-        if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(f"{path}: {error.strerror}") from error
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptImage(
-            f"{path}: no intact image ({reason})\n"
-            "expected the file to be repaired or removed, or data.skip_corrupt (boxes and label "
-            "maps: data.skip_invalid) to be true"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # convert("RGB") would cut 16-bit values off at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"values from {values.min()} to {values.max()}, more than 16 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point values, whose range is unknown")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def keep_one_bit(transform: Any) -> Any:
@@ -80,96 +48,30 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
 
 
-def image_files(folder: str | Path) -> list[str]:
-    """Return the paths of all images in a folder and its subfolders, sorted; hidden ones are not.
-
-    Paths are relative to `folder`. Images are told by their suffix, that of torchvision's
-    `ImageFolder`.
-    """
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(parent, folder)
-        found += [
-            os.path.normpath(os.path.join(inside, name))  # noqa: PTH118 - a million Paths are slow
-            for name in files
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
-
-
-def predict_files(folder: str | Path) -> list[str]:
-    """Return the images in `data.predict_dir`, as `image_files` does.
-
-    Raises:
-        InputError: it is no folder, or has no images.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "not there"
-        raise InputError(f"data.predict_dir: {folder} is {what}\nexpected a folder of images")
-    files = image_files(folder)
-    if not files:
-        raise InputError(
-            f"data.predict_dir: no images in {folder}\nfound {_listing(folder)}\n"
-            f"expected files that end in {' '.join(IMG_EXTENSIONS)}, in subfolders too"
-        )
-    return files
-
-
-class ImageFiles:
-    """Images of a folder, transformed.
-
-    Args:
-        folder: where `files` lie.
-        files: paths relative to the folder.
-        labels: a class index for each file; None makes items (image, path) instead.
-        transform: makes a tensor (3, H, W) of a PIL image; may draw random numbers.
-        seed: seed of those.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        files: list[str],
-        labels: list[int] | None,
-        transform: Callable[[Image.Image], Tensor],
-        seed: int = 0,
-    ) -> None:
-        self.folder = str(folder)
-        # Bytes in one array: a list of a million strings would be copied into every worker bit by
-        # bit, as each look at one changes its reference count.
-        self.files = np.array([os.fsencode(file) for file in files])
-        self.labels = None if labels is None else np.array(labels)
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int | str]:
-        path = os.path.join(self.folder, os.fsdecode(self.files[key.index]))  # noqa: PTH118
-        image = read_image(path)
-        with seeded(self.seed, key.epoch, key.index):
-            tensor = self.transform(image)
-        return tensor, path if self.labels is None else int(self.labels[key.index])
-
-
 class ImageFolderDataModule(BaseDataModule):
     """Images in `root/train/CLASS`, `root/val/CLASS` and, if there, `root/test/CLASS`.
 
     The size, mean, standard deviation, interpolation and crop fraction of the model that is trained
     are used unless an argument says otherwise. Augmentation is timm's; mixup and cutmix belong to
     the task. Items of `predict` are the images of `predict_dir` or else of `test/`, or of `val/`,
-    named by their paths.
+    named by their paths; `test/` needs no class folders for it.
+
+    A class has all images of its folder, subfolders included. Every format that Pillow reads is an
+    image, told by the file's suffix. Hidden files and folders, those of the system such as @eaDir
+    and __MACOSX, and files beside an image of the same name are passed over; what else is left out
+    is counted.
 
     Args:
         root: folder of the splits; not needed to predict with `predict_dir`.
-        predict_dir: any folder to predict for, with its subfolders.
+        predict_dir: an image, or any folder to predict for, with its subfolders.
         batch_size: images per process and step.
         num_workers: processes that read images; None: one fewer than the cores of this process,
             at most 16.
-        skip_corrupt: skip unreadable images with a warning that counts and names them.
+        skip_corrupt: skip unreadable images with a warning that counts and names them. `predict`
+            always does.
+        max_left_out: largest share of a class's files that may be left out, being no images.
+        max_image_pixels: largest number of pixels of an image, against files that fill the memory;
+            null is no limit.
         image_size: side in pixels, or (height, width).
         crop_pct: evaluation: side of the centre crop over that of the resized image.
         crop_mode: evaluation: cut the centre, squash to a square or add a border.
@@ -198,6 +100,8 @@ class ImageFolderDataModule(BaseDataModule):
         batch_size: int = 64,
         num_workers: int | None = None,
         skip_corrupt: bool = False,
+        max_left_out: float = MAX_LEFT_OUT,
+        max_image_pixels: int | None = MAX_PIXELS,
         image_size: int | tuple[int, int] | None = None,
         crop_pct: float | None = None,
         crop_mode: Literal["center", "squash", "border"] | None = None,
@@ -213,9 +117,8 @@ class ImageFolderDataModule(BaseDataModule):
         re_mode: Literal["const", "rand", "pixel"] = "pixel",
         re_count: int = 1,
     ) -> None:
-        super().__init__(batch_size, num_workers, skip_corrupt)
+        super().__init__(batch_size, num_workers, skip_corrupt, max_left_out, max_image_pixels)
         self.root = Path(root)
-        self.predict_dir = None if predict_dir is None else Path(predict_dir)
         self.eval_options: dict[str, Any] = {
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
@@ -235,13 +138,42 @@ class ImageFolderDataModule(BaseDataModule):
             "re_count": re_count,
         }
         self._check_options()
-        self._files: dict[str, tuple[list[str], list[int]]] = {}
-        if self.predict_dir is not None:
-            self._predict_files = predict_files(self.predict_dir)
-        if self.predict_dir is not None and not self.root.joinpath("train").is_dir():
-            self.class_names = []  # a checkpoint knows its own
-        else:
-            self.class_names = self._scan_splits()
+        self._splits: dict[str, _LabelledFiles] = {}
+        self._predicted = None if predict_dir is None else predict_files(predict_dir)
+        if self._predicted is None:  # else the training data may be gone
+            for split in ("train", "val"):
+                self._files(split)
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """The names of the class folders in train/, sorted; labels are places in this list."""
+        layout = "expected train/ and val/ in it, each with one folder of images per class"
+        if not self.root.is_dir() or self.root == Path():
+            raise InputError(f"data.root: '{printable(self.root)}' is no folder\n{layout}")
+        for split in ("train", "val"):
+            if not (self.root / split).is_dir():
+                folders = [path.name for path in self.root.iterdir() if path.is_dir()]
+                raise InputError(
+                    f"data.root: {printable(self.root)} has no folder '{split}'."
+                    f"{did_you_mean(split, folders)}\nfound {listing(self.root)}\n{layout}"
+                )
+        names = class_folders(self.root / "train")
+        if len(names) < 2:
+            raise InputError(
+                f"{printable(self.root / 'train')} holds {len(names)} class folder(s)\n"
+                f"found {listing(self.root / 'train')}\n"
+                "expected at least two folders, one per class"
+            )
+        check_class_names(names, f"{self.root / 'train'}")
+        return names
+
+    def examine(self, split: Split) -> str:
+        """Look for the images of a split."""
+        if split == "predict":
+            return self._unlabelled()[1].summary()
+        told = self._files(split).found.summary()
+        near = alike(self.class_names) if split == "train" else []
+        return "; ".join(filter(None, [told, *(f"{pair} are two classes" for pair in near)]))
 
     def source(self, split: Split) -> ImageFiles:
         """Return the images of a split.
@@ -249,25 +181,33 @@ class ImageFolderDataModule(BaseDataModule):
         Raises:
             InputError: there is no such split.
         """
-        if split == "predict" and self.predict_dir is not None:
-            return ImageFiles(
-                self.predict_dir, self._predict_files, None, self.transform(training=False)
-            )
-        name: str = split
+        labels = None
         if split == "predict":
-            name = "test" if "test" in self._files else "val"
-        if name not in self._files:
-            raise InputError(
-                f"data.root: {self.root} has no folder '{name}'\nfound {_listing(self.root)}"
-            )
-        files, labels = self._files[name]
-        return ImageFiles(
-            self.root / name,
-            files,
-            None if split == "predict" else labels,
-            self.transform(training=split == "train"),
-            global_seed(),
-        )
+            folder, found = self._unlabelled()
+            files = found.files
+        else:
+            folder = self.root / split
+            (files, *_), labels = self._files(split)
+        transform = self.transform(training=split == "train")
+        return ImageFiles(folder, files, labels, transform, global_seed(), self.max_image_pixels)
+
+    def _files(self, split: str) -> "_LabelledFiles":
+        if split not in self._splits:
+            class_names = self.class_names
+            if not (self.root / split).is_dir():
+                raise InputError(
+                    f"data.root: {printable(self.root)} has no folder '{split}'\n"
+                    f"found {listing(self.root)}"
+                )
+            self._splits[split] = _find_labelled(self.root / split, class_names, self.max_left_out)
+        return self._splits[split]
+
+    def _unlabelled(self) -> tuple[Path, FoundImages]:
+        """Return the folder to predict for, and its images."""
+        if self._predicted is None:
+            name = "test" if (self.root / "test").is_dir() else "val"
+            self._predicted = predict_files(self.root / name)
+        return self._predicted
 
     def transform(self, training: bool) -> Callable[[Image.Image], Tensor]:
         """Return timm's transform from a PIL image to a normalised tensor (3, H, W) float32."""
@@ -305,68 +245,76 @@ class ImageFolderDataModule(BaseDataModule):
                 "expected a policy of timm, for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or 3a"
             ) from error
 
-    def _scan_splits(self) -> list[str]:
-        """Fill `_files` and return the class names."""
-        layout = "expected train/ and val/ in it, each with one folder of images per class"
-        if not self.root.is_dir() or self.root == Path():
-            raise InputError(f"data.root: '{self.root}' is no folder\n{layout}")
-        for split in ("train", "val"):
-            if not (self.root / split).is_dir():
-                folders = [path.name for path in self.root.iterdir() if path.is_dir()]
-                raise InputError(
-                    f"data.root: {self.root} has no folder '{split}'."
-                    f"{did_you_mean(split, folders)}\nfound {_listing(self.root)}\n{layout}"
-                )
-        class_names = _class_folders(self.root / "train")
-        if len(class_names) < 2:
+
+class _LabelledFiles(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+        found: Them, and what is left out.
+        labels: The class of each.
+    """
+
+    found: FoundImages
+    labels: list[int]
+
+
+def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) -> _LabelledFiles:
+    """Find the images of a split, and refuse it where it has other classes or too few images."""
+    _check_classes(folder, class_names)
+    # Images beside the class folders belong to no class; a list or a note does no harm there.
+    beside = find_images(folder, subfolders=False)
+    beside.passed_over.merge(beside.left_out)
+    whole = FoundImages([], LeftOut("files"), beside.passed_over)
+    for file in beside.files:
+        whole.left_out.add("in no class's folder", file)
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = find_images(folder / name)
+        count = found.left_out.total + len(found.files)
+        if not found.files:
             raise InputError(
-                f"{self.root / 'train'} holds {len(class_names)} class folder(s)\n"
-                f"found {_listing(self.root / 'train')}\n"
-                "expected at least two folders, one per class"
+                f"class '{name}' is empty: no images in {printable(folder / name)}\n"
+                f"found {listing(folder / name)}\nexpected files that end in {SOME_SUFFIXES}"
             )
-        for split in ("train", "val", "test"):
-            if (self.root / split).is_dir():
-                self._files[split] = self._scan_split(self.root / split, class_names)
-        return class_names
-
-    def _scan_split(self, folder: Path, class_names: list[str]) -> tuple[list[str], list[int]]:
-        found = _class_folders(folder)
-        if found != class_names:
-            missing = sorted(set(class_names) - set(found))
-            unknown = sorted(set(found) - set(class_names))
-            raise InputError(
-                f"{folder} has other classes than {self.root / 'train'}\n"
-                f"missing: {_some(missing)}; not in train: {_some(unknown)}\n"
-                "expected the same folder names in every split"
-            )
-        files: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(class_names):
-            inside = image_files(folder / name)
-            if not inside:
-                raise InputError(
-                    f"class '{name}' is empty: no images in {folder / name}\n"
-                    f"found {_listing(folder / name)}\n"
-                    f"expected files that end in {' '.join(IMG_EXTENSIONS)}"
-                )
-            files += [os.path.join(name, file) for file in inside]  # noqa: PTH118
-            labels += [label] * len(inside)
-        return files, labels
+        refuse_if_too_many(
+            printable(folder / name),
+            found.left_out.total,
+            count,
+            "files",
+            found.left_out.reasons(),
+            max_left_out,
+        )
+        labels += [label] * len(found.files)
+        whole.add(found, name)
+    left_out = whole.left_out
+    refuse_if_too_many(
+        printable(folder),
+        left_out.total,
+        left_out.total + len(whole.files),
+        "files",
+        left_out.reasons(),
+        max_left_out,
+    )
+    return _LabelledFiles(whole, labels)
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+def _check_classes(folder: Path, class_names: list[str]) -> None:
+    found = class_folders(folder)
+    missing = sorted(set(class_names) - set(found))
+    unknown = sorted(set(found) - set(class_names))
+    if not missing and not unknown:
+        return
+    near = alike([*missing, *unknown])
+    hint = f"; {near[0]} differ in case or composition alone" if near else ""
+    raise InputError(
+        f"{printable(folder)} has other classes than {printable(folder.parent / 'train')}\n"
+        f"missing: {some(missing)}; not in train: {some(unknown)}{hint}\n"
+        "expected the same folder names in every split"
     )
 
 
-def _listing(folder: Path) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return _some(names) if names else "an empty folder"
-
-
-def _some(names: list[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
-    if not names:
-        return "none"
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders of classes in a folder, sorted."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not is_systems(path.name)
+    )

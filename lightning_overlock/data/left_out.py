@@ -1,6 +1,6 @@
 """What is left out of the data: counted by reason, told, and refused where it is too much."""
 
-from lightning_overlock.errors import InputError
+from lightning_overlock.errors import InputError, printable
 
 # More than this share left out is an error unless data.max_left_out allows it.
 MAX_LEFT_OUT = 0.1
@@ -29,6 +29,11 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first.setdefault(reason, example)
 
+    def merge(self, other: "LeftOut") -> None:
+        """Count what another one has counted."""
+        for reason, count in other.counts.items():
+            self.add(reason, other.first[reason], count)
+
     @property
     def total(self) -> int:
         """How many were left out."""
@@ -37,7 +42,7 @@ class LeftOut:
     def reasons(self, most: int = 3) -> str:
         """Return "12 with the suffix .txt (a.txt), 3 ...", the most frequent first."""
         ordered = sorted(self.counts, key=lambda reason: -self.counts[reason])
-        parts = [f"{self.counts[r]:,} {r} ({self.first[r]})" for r in ordered[:most]]
+        parts = [f"{self.counts[r]:,} {r} ({printable(self.first[r])})" for r in ordered[:most]]
         if rest := sum(self.counts[reason] for reason in ordered[most:]):
             parts.append(f"{rest:,} for other reasons")
         return ", ".join(parts)

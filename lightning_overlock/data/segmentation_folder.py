@@ -24,9 +24,9 @@ from lightning_overlock.data.dense_transforms import (
     to_float,
     to_pixels,
 )
-from lightning_overlock.data.image_folder import (
+from lightning_overlock.data.images import (
     ImageFiles,
-    image_files,
+    find_images,
     predict_files,
     read_image,
 )
@@ -257,8 +257,9 @@ class SegmentationFolderDataModule(BaseDataModule):
                 )
             if images is not None and labels is not None:
                 self.folders[split] = Path(images), Path(labels)
-        self.predict_dir = predict_dir
-        self._predict_files = None if predict_dir is None else predict_files(predict_dir)
+        self.predict_dir: Path | None = None
+        if predict_dir is not None:
+            self.predict_dir, self._predict_files = predict_files(predict_dir)
         if not self.folders and predict_dir is None:
             raise InputError("found neither data.root nor data.train_images\nexpected one of them")
         self._pairs: dict[str, list[tuple[str, str]]] = {}
@@ -301,13 +302,13 @@ class SegmentationFolderDataModule(BaseDataModule):
                 raise InputError(f"{folder}: no folder\nexpected the {kind} of the {split} split")
         stems: dict[str, str] = {}
         problems = []
-        for file in image_files(images):
+        for file in find_images(images).files:
             other = stems.setdefault(os.path.splitext(file)[0], file)  # noqa: PTH122
             if other != file:
                 problems.append(f"{images / file}: has the name of {other}, for one label PNG")
         maps = {
             os.path.splitext(file)[0]: file  # noqa: PTH122
-            for file in image_files(labels)
+            for file in find_images(labels).files
             if file.lower().endswith(".png")
         }
         problems += [
@@ -385,8 +386,8 @@ class SegmentationFolderDataModule(BaseDataModule):
 
     def source(self, split: Split) -> LabelledImages | ImageFiles:
         """Return the images of a split."""
-        if split == "predict" and self.predict_dir is not None and self._predict_files is not None:
-            return ImageFiles(Path(self.predict_dir), self._predict_files, None, to_pixels)
+        if split == "predict" and self.predict_dir is not None:
+            return ImageFiles(self.predict_dir, self._predict_files.files, None, to_pixels)
         if split == "predict":
             name = "test" if "test" in self.folders else "val"
             files = [image for image, _ in self.pairs(name)]

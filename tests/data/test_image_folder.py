@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from lightning_overlock.data import ImageFolderDataModule
-from lightning_overlock.data.image_folder import image_files, keep_one_bit, read_image
+from lightning_overlock.data.image_folder import keep_one_bit
+from lightning_overlock.data.images import find_images, read_image
 from lightning_overlock.data.loading import CorruptImage, Key, seeded
 from lightning_overlock.errors import InputError
 
@@ -85,8 +86,8 @@ def test_images_lie_in_subfolders_too_but_hidden_ones_do_not_count(root):
     (root / "train/cat/._0.png").write_bytes(b"a file system's own")
     (root / "train/.cache").mkdir()
     (root / "train/cat/notes.txt").write_text("no image")
-    assert len(folder(root).source("train")) == 19
-    assert image_files(root / "train/cat") == [
+    assert len(folder(root, max_left_out=0.2).source("train")) == 19
+    assert find_images(root / "train/cat").files == [
         *(f"{number}.png" for number in range(6)),
         "more/deep/9.JPG",
     ]
@@ -335,7 +336,8 @@ def test_classes_that_differ_between_splits_are_listed(root):
 def test_a_test_split_is_checked_like_the_others(root):
     shutil.copytree(root / "val", root / "test")
     shutil.rmtree(root / "test/eel")
-    assert_refused(lambda: folder(root), "test has other classes", "missing: eel")
+    assert_refused(lambda: folder(root).setup("test"), "test has other classes", "missing: eel")
+    folder(root).setup("fit")  # which has no need of it
 
 
 def test_an_empty_class_says_what_its_folder_holds(root):
@@ -402,14 +404,11 @@ def test_training_data_are_still_there_with_a_prediction_folder(root):
 
 def test_a_prediction_folder_without_images_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.txt").write_text("")
-
     def refused(name: str, *parts: str) -> None:
         assert_refused(lambda: folder("", predict_dir=str(tmp_path / name)), "predict_dir", *parts)
 
     refused("empty", "no images", "an empty folder")
     refused("gone", "is not there")
-    refused("text.txt", "is a file")
     (tmp_path / "empty/notes.md").write_text("")
     refused("empty", "found notes.md", ".jpg")
 
