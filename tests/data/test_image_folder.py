@@ -404,6 +404,7 @@ def test_training_data_are_still_there_with_a_prediction_folder(root):
 
 def test_a_prediction_folder_without_images_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
+
     def refused(name: str, *parts: str) -> None:
         assert_refused(lambda: folder("", predict_dir=str(tmp_path / name)), "predict_dir", *parts)
 
