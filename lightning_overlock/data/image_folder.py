@@ -276,25 +276,11 @@ def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) ->
                 f"class '{name}' is empty: no images in {printable(folder / name)}\n"
                 f"found {listing(folder / name)}\nexpected files that end in {SOME_SUFFIXES}"
             )
-        refuse_if_too_many(
-            printable(folder / name),
-            found.left_out.total,
-            count,
-            "files",
-            found.left_out.reasons(),
-            max_left_out,
-        )
+        refuse_if_too_many(printable(folder / name), found.left_out, count, max_left_out)
         labels += [label] * len(found.files)
         whole.add(found, name)
-    left_out = whole.left_out
-    refuse_if_too_many(
-        printable(folder),
-        left_out.total,
-        left_out.total + len(whole.files),
-        "files",
-        left_out.reasons(),
-        max_left_out,
-    )
+    count = whole.left_out.total + len(whole.files)
+    refuse_if_too_many(printable(folder), whole.left_out, count, max_left_out)
     return _LabelledFiles(whole, labels)
 
 
