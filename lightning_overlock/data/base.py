@@ -184,6 +184,7 @@ class BaseDataModule(LightningDataModule, ABC):
                 num_workers=workers,
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,
+                skip_unreadable=split == "predict",
             )
         self._loaders.add(loader)
         return loader

@@ -252,10 +252,16 @@ class _Read(NamedTuple):
 class _Reader(Dataset[_Read]):
     """Reads a batch of keys; runs in the workers."""
 
-    def __init__(self, source: Source, collate: Collate, skip_corrupt: bool, replace: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        collate: Collate,
+        skippable: tuple[type[InputError], ...],
+        replace: bool,
+    ) -> None:
         self.source = source
         self.collate = collate
-        self.skip_corrupt = skip_corrupt
+        self.skippable = skippable
         self.replace = replace
 
     def __getitem__(self, keys: list[Key]) -> _Read:
@@ -274,9 +280,7 @@ class _Reader(Dataset[_Read]):
         for offset in range(count if self.replace else 1):
             try:
                 return [self.source[Key(key.epoch, (key.index + offset) % count)]]
-            except CorruptImage as error:
-                if not self.skip_corrupt:
-                    raise
+            except self.skippable as error:
                 skipped.append(str(error).splitlines()[0])
         if self.replace:
             raise InputError(f"none of the {count} images can be read, for example {skipped[0]}")
@@ -302,6 +306,11 @@ class Loader:
         skip_corrupt: warn of unreadable images, once per file at the end of an epoch, instead of
             raising `CorruptImage`. In training the next readable image takes the place, so that
             batches stay full; in evaluation the image is left out.
+        skip_unreadable: leave every image out that cannot be read, for whatever reason. Nothing is
+            warned of: `unreadable` says which, and why.
+
+    Attributes:
+        unreadable: one line for each image that this process could not read in its last pass.
     """
 
     def __init__(
@@ -313,15 +322,21 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         skip_corrupt: bool = False,
+        skip_unreadable: bool = False,
     ) -> None:
         self.source = source
         self.batch_sampler = batch_sampler
         self.batch_size = batch_sampler.batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        skippable: tuple[type[InputError], ...] = (CorruptImage,) if skip_corrupt else ()
+        if skip_unreadable:
+            skippable = (InputError,)
         self._reader = _Reader(
-            source, collate, skip_corrupt, replace=isinstance(batch_sampler, TrainBatches)
+            source, collate, skippable, replace=isinstance(batch_sampler, TrainBatches)
         )
+        self.skip_unreadable = skip_unreadable
+        self.unreadable: list[str] = []
         self._skipped: dict[str, None] = {}
         self.close()
 
@@ -346,13 +361,17 @@ class Loader:
         # A generator does nothing before its first batch is asked for. Lightning calls iter()
         # earlier, before it has set the epoch, and workers would read ahead in the wrong one.
         skipped: dict[str, None] = {}
+        self.unreadable.clear()
         last = len(self) - 1
         first = self.batch_sampler.position() if isinstance(self.batch_sampler, TrainBatches) else 0
         try:
             for number, read in enumerate(self._loader, first):
                 if read.error is not None:
                     raise read.error
-                skipped.update(dict.fromkeys(read.skipped))
+                if self.skip_unreadable:
+                    self.unreadable += read.skipped
+                else:
+                    skipped.update(dict.fromkeys(read.skipped))
                 if number == last:  # now, as Lightning does not ask for what comes after it
                     self._warn_of(skipped)
                 if read.batch is not None:

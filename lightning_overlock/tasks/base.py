@@ -371,6 +371,10 @@ class BaseTask(LightningModule):
                 f"checkpoint {self.trainer.ckpt_path} was made with {made_with}, "
                 f"this task has {self.backbone}\n{difference}"
             )
+        data = getattr(self.trainer, "datamodule", None)
+        predicts = self.trainer.state.fn == "predict"
+        if predicts and "data" in checkpoint and hasattr(data, "load_prediction_state"):
+            data.load_prediction_state(checkpoint["data"])
 
     def on_fit_start(self) -> None:
         """Load initial weights."""
@@ -387,6 +391,26 @@ class BaseTask(LightningModule):
     def on_predict_start(self) -> None:
         """Load initial weights."""
         self.load_initial_weights()
+
+    def on_predict_end(self) -> None:
+        """Say which images could not be read.
+
+        Raises:
+            InputError: None could.
+        """
+        loader = self.trainer.predict_dataloaders
+        own: list[str] = getattr(loader, "unreadable", [])
+        parts = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [[]] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, own)
+        lines = [line for part in parts for line in part]
+        if lines and len(lines) == len(loader.source):
+            raise InputError(f"none of {len(lines):,} images could be read, the first:\n{lines[0]}")
+        for line in lines:
+            rank_zero_info(line)
+        if lines:
+            rank_zero_info(f"{len(lines):,} of {len(loader.source):,} images could not be read")
 
     # Watching over the training
 
@@ -427,7 +451,10 @@ class BaseTask(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are NaN over good ones."""
+        """Add what prediction needs of the data; refuse to save NaN weights over good ones."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "prediction_state"):
+            checkpoint["data"] = data.prediction_state()
         weights = checkpoint["state_dict"]
         if bad := [name for name, value in weights.items() if bool(value.isnan().any())]:
             raise InputError(

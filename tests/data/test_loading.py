@@ -283,6 +283,18 @@ def test_evaluation_leaves_corrupt_images_out():
     assert [index.tolist() for index, _ in batches] == [[0, 1], [6, 7, 8]]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prediction_leaves_out_whatever_cannot_be_read_and_keeps_the_reasons(workers):
+    loader = Loader(
+        Broken(9, {2, 3, 4, 5}), EvalBatches(9, 3), num_workers=workers, skip_unreadable=True
+    )
+    for _ in range(2):  # counted anew in every pass
+        batches = list(loader)
+        assert [index.tolist() for index, _ in batches] == [[0, 1], [6, 7, 8]]
+        assert loader.unreadable == [f"image {index} cannot be read" for index in (2, 3, 4, 5)]
+    loader.close()
+
+
 def test_a_training_set_without_a_readable_image_says_so():
     loader = TrainLoader(
         Broken(4, {0, 1, 2, 3}), TrainBatches(EpochSampler(4, 0), 2), skip_corrupt=True

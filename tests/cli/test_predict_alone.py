@@ -1,0 +1,107 @@
+"""`predict` needs a checkpoint and images: the training data are gone, some images are broken."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_overlock.cli.main import main
+
+NAMES = ["[b] null", "tree [dead]"]
+
+
+@pytest.fixture(autouse=True)
+def seeds(monkeypatch):
+    # Set by seed_everything; other tests must not see them.
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def photo(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A folder with a run whose training data are gone."""
+    folder = tmp_path_factory.mktemp("classifier")
+    for split, count in (("train", 2), ("val", 1)):
+        for name in NAMES:
+            for number in range(count):
+                save(folder / "photos" / split / name / f"{number}.png", photo(number))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PL_GLOBAL_SEED", "42")
+        options = "--data.image_size=32 --data.batch_size=2 --data.num_workers=0"
+        command = (
+            "fit --model=ClassificationTask --model.backbone=test_convnext --name=photos "
+            f"--data=ImageFolderDataModule --data.root=photos {options} "
+            "--trainer.max_epochs=1 --trainer.accelerator=cpu --trainer.log_every_n_steps=1"
+        )
+        assert main(command.split()) == 0
+    shutil.rmtree(folder / "photos")
+    return folder
+
+
+def predict(folder: Path, given: Path, *more: str) -> int:
+    checkpoint = folder / "runs/photos/checkpoints/last.ckpt"
+    return main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={given}", *more])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs/photos/predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_checkpoint_holds_what_prediction_needs_in_plain_types(classifier):
+    path = classifier / "runs/photos/checkpoints/last.ckpt"
+    assert torch.load(path, weights_only=True)["data"] == {"class_names": NAMES}
+
+
+def test_every_image_has_a_row_and_a_broken_one_costs_a_line(
+    classifier, tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(classifier)
+    for name in ("a.jpg", "b.jfif", "c.jpe", "deep/d.GIF"):
+        path = tmp_path / "new" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(1)).save(path, format="GIF" if name.endswith("GIF") else "JPEG")
+    (tmp_path / "new/empty.png").touch()
+    (tmp_path / "new/html.png").write_text("<html>")
+    save(tmp_path / "new/large.png", np.zeros((100, 100), np.uint8))
+    (tmp_path / "new/notes.txt").touch()
+    with caplog.at_level("INFO"):
+        assert predict(classifier, tmp_path / "new", "--data.max_image_pixels=9999") == 0
+    found = rows(classifier)
+    assert [Path(row["item"]).name for row in found] == ["a.jpg", "b.jfif", "c.jpe", "d.GIF"]
+    assert {row["class1"] for row in found} <= set(NAMES)
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "predict: used 7 of 8 files, 1 left out: 1 with the suffix .txt (notes.txt)" in said
+    assert "empty.png: no intact image (the file is empty)" in said
+    assert "html.png: no intact image (no known format)" in said
+    assert "large.png: 100 x 100 pixels are more than 9,999" in said
+    assert "3 of 7 images could not be read" in said
+
+
+def test_a_single_file_is_predicted_and_one_that_cannot_be_read_is_an_error(
+    classifier, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(classifier)
+    save(tmp_path / "one.png", photo(3))
+    save(tmp_path / "other.png", photo(3))
+    assert predict(classifier, tmp_path / "one.png") == 0
+    assert [row["item"] for row in rows(classifier)] == [str(tmp_path / "one.png")]
+    (tmp_path / "one.png").write_bytes(b"")
+    assert predict(classifier, tmp_path / "one.png") == 2
+    lines = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert lines[0].endswith("none of 1 images could be read, the first:")
+    assert lines[1] == f"{tmp_path}/one.png: no intact image (the file is empty)"
