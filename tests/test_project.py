@@ -17,6 +17,7 @@ PACKAGE = ROOT / "lightning_overlock"
 # From the ground up; a room imports only rooms that stand before it. `errors` is everybody's.
 ROOMS = [
     "errors",
+    "ranges",
     "ops",
     "layers",
     "models",

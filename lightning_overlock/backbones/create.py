@@ -12,6 +12,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.ranges import Range, check_ranges
+
+# timm's models take drop_rate, drop_path_rate, attn_drop_rate and more of this kind.
+DROP_RATE = Range(0, 1, open="high")
 
 
 def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.Module:
@@ -31,6 +35,8 @@ def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.M
     for key in ("num_classes", "features_only", "pretrained", "overview_head"):
         if key in arguments:
             raise InputError(f"backbone_args has '{key}', which the task sets itself")
+    rates = {key: DROP_RATE for key in arguments if re.fullmatch(r"(\w+_)?drop_(\w+_)?rate", key)}
+    check_ranges("model.backbone_args", arguments, rates)
     try:
         return timm.create_model(name, **(arguments | kwargs))
     except (TypeError, ValueError, AssertionError) as error:

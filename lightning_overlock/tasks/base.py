@@ -5,7 +5,7 @@ import random
 import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from lightning_overlock.optim import (
     warmup_multistep,
     warmup_poly,
 )
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
 REFERENCE_BATCH = 1024
@@ -83,6 +84,22 @@ class BaseTask(LightningModule):
     monitor_mode: Literal["min", "max"] = "max"
     # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
     free_options: frozenset[str] = frozenset({"compile", "channels_last", "grad_checkpointing"})
+    # What the command and the constructor hold the options against.
+    ranges: ClassVar[dict[str, Range]] = {
+        "lr": AT_LEAST_0,
+        "min_lr": AT_LEAST_0,
+        "milestones": ABOVE_0,
+        "gamma": SHARE,
+        "power": AT_LEAST_0,
+        "warmup_epochs": AT_LEAST_0,
+        "warmup_steps": AT_LEAST_0,
+        "warmup_lr": AT_LEAST_0,
+        "warmup_factor": SHARE,
+        "cooldown_epochs": AT_LEAST_0,
+        "weight_decay": AT_LEAST_0,
+        "betas": Range(0, 1, open="high"),
+        "layer_decay": Range(0, 1, open="low"),
+    }
     # An object detector of one class tells it from the background.
     fewest_classes = 2
 
@@ -115,6 +132,7 @@ class BaseTask(LightningModule):
         super().__init__()
         # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
         self.save_hyperparameters(logger=False)
+        check_ranges("model", self.hparams, self.ranges)
         if len(class_names) < self.fewest_classes:
             fewest = "two classes" if self.fewest_classes == 2 else "one class"
             raise InputError(f"class_names is {class_names}, expected at least {fewest}")
@@ -125,8 +143,6 @@ class BaseTask(LightningModule):
             )
         if warmup_steps is not None and warmup_epochs:
             raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
-        if warmup_factor is not None and not 0 <= warmup_factor <= 1:
-            raise InputError(f"warmup_factor is {warmup_factor}, expected a share from 0 to 1")
         if pretrained and init_from is not None:
             raise InputError("pretrained and init_from are both given, expected one of them")
         # What the configure_* hooks and the schedule need is read from self.hparams.

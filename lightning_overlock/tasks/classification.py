@@ -3,7 +3,7 @@
 import csv
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_overlock.backbones.create import size_explained
 from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_0, SHARE, Range
 from lightning_overlock.runs.layout import PREDICTIONS
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_class
@@ -46,6 +47,14 @@ class ClassificationTask(BaseTask):
     """
 
     monitor = "val/top1"
+    ranges: ClassVar[dict[str, Range]] = BaseTask.ranges | {
+        "overview_weight": AT_LEAST_0,
+        "label_smoothing": SHARE,
+        "mixup": AT_LEAST_0,
+        "cutmix": AT_LEAST_0,
+        "mixup_prob": SHARE,
+        "mixup_switch_prob": SHARE,
+    }
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """Object detection with instance masks on any timm backbone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +15,7 @@ from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
 from lightning_overlock.metrics.coco import average_precision, coco_results
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, SHARE, Range
 from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_detections
@@ -79,6 +80,21 @@ class DetectionTask(BaseTask):
     """
 
     monitor = "val/map"
+    ranges: ClassVar[dict[str, Range]] = BaseTask.ranges | {
+        "min_size": Range(32),
+        "max_size": Range(32),
+        "fpn_width": AT_LEAST_1,
+        "box_head_width": AT_LEAST_1,
+        "mask_head_width": AT_LEAST_1,
+        "anchor_scale": ABOVE_0,
+        "proposals": AT_LEAST_1,
+        "rpn_batch_size": AT_LEAST_1,
+        "roi_batch_size": AT_LEAST_1,
+        "score_threshold": SHARE,
+        "nms_threshold": SHARE,
+        "detections_per_image": AT_LEAST_1,
+        "draw_score": SHARE,
+    }
     free_options = BaseTask.free_options | {
         "score_threshold",
         "nms_threshold",
@@ -108,7 +124,7 @@ class DetectionTask(BaseTask):
         draw_score: float | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_options({name: value for name, value in locals().items() if name != "self"})
+        _check_sizes(min_size, max_size)
         super().__init__(class_names, **kwargs)
         # In the checkpoint, so that prediction on plain images can name the file's categories.
         self.register_buffer("category_ids", torch.arange(1, len(class_names) + 1))
@@ -322,26 +338,10 @@ class DetectionTask(BaseTask):
             rank_zero_info(f"Drawn: {folder / DRAWN}")
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("score_threshold", "nms_threshold", "draw_score"):
-        if options[name] is not None and not 0 <= options[name] <= 1:
-            raise InputError(f"model.{name} is {options[name]}; expected 0 to 1")
-    sizes = options["min_size"]
-    if not sizes or min(sizes) < 32:
-        raise InputError(f"model.min_size is {sizes}; expected sizes of at least 32 pixels")
-    if options["max_size"] < max(sizes):
+def _check_sizes(min_size: list[int], max_size: int) -> None:
+    if not min_size:
+        raise InputError("model.min_size is empty; expected sizes of at least 32 pixels")
+    if max_size < max(min_size):
         raise InputError(
-            f"model.max_size is {options['max_size']}; expected at least min_size, {max(sizes)}"
+            f"model.max_size is {max_size}; expected at least min_size, {max(min_size)}"
         )
-    for name in (
-        "fpn_width",
-        "box_head_width",
-        "mask_head_width",
-        "anchor_scale",
-        "proposals",
-        "rpn_batch_size",
-        "roi_batch_size",
-        "detections_per_image",
-    ):
-        if options[name] <= 0:
-            raise InputError(f"model.{name} is {options[name]}; expected more than 0")

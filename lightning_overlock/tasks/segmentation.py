@@ -5,7 +5,7 @@ import math
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import rich
 import torch
@@ -25,6 +25,7 @@ from lightning_overlock.heads.fcn import FCNHead
 from lightning_overlock.heads.semantic_fpn import SemanticFPNHead
 from lightning_overlock.heads.upernet import UPerHead
 from lightning_overlock.metrics.boundary import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from lightning_overlock.runs.layout import SEGMENTATION, per_class
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import class_colors
@@ -116,6 +117,18 @@ class SegmentationTask(BaseTask):
     """
 
     monitor = "val/miou"
+    ranges: ClassVar[dict[str, Range]] = BaseTask.ranges | {
+        "decoder_width": AT_LEAST_1,
+        "dropout": Range(0, 1, open="high"),
+        "auxiliary_weight": AT_LEAST_0,
+        "auxiliary_width": AT_LEAST_1,
+        "class_weights": AT_LEAST_0,
+        "test_size": AT_LEAST_1,
+        "test_max_size": AT_LEAST_1,
+        "window": AT_LEAST_1,
+        "stride": AT_LEAST_1,
+        "test_scales": ABOVE_0,
+    }
     free_options = BaseTask.free_options | {
         "test_size",
         "test_max_size",
@@ -152,17 +165,6 @@ class SegmentationTask(BaseTask):
             raise InputError(
                 f"{len(class_names)} classes; label PNGs of 8 bits have room for {IGNORED - 1}"
             )
-        for name, value, least in (
-            ("decoder_width", decoder_width, 1),
-            ("auxiliary_weight", auxiliary_weight, 0),
-            ("auxiliary_width", auxiliary_width, 1),
-            ("test_size", test_size, 1),
-            ("test_max_size", test_max_size, test_size or 1),
-            ("window", window, 1),
-            ("stride", stride, 1),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"model.{name} is {value}, expected at least {least}")
         if class_weights is not None and (
             len(class_weights) != len(class_names) or min(class_weights) < 0
         ):
@@ -175,8 +177,12 @@ class SegmentationTask(BaseTask):
                 f"model.stride is {stride}, expected at most the window's side, {window}: "
                 "what lies between windows would have no class"
             )
-        if not test_scales or min(test_scales) <= 0:
-            raise InputError(f"model.test_scales is {list(test_scales)}, expected positive factors")
+        if not test_scales:
+            raise InputError("model.test_scales is empty, expected at least one factor")
+        if test_size is not None and test_max_size < test_size:
+            raise InputError(
+                f"model.test_max_size is {test_max_size}, expected at least test_size, {test_size}"
+            )
         super().__init__(class_names, **kwargs)
 
     def build_model(self, num_classes: int) -> Segmenter:

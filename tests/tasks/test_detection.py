@@ -238,10 +238,13 @@ class TestCommands:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score_threshold": 1.5}, r"model\.score_threshold is 1\.5; expected 0 to 1"),
-        ({"min_size": []}, r"model\.min_size is \[\]; expected sizes of at least 32 pixels"),
+        (
+            {"score_threshold": 1.5},
+            r"score_threshold: found 1\.5, expected a number from 0 to 1",
+        ),
+        ({"min_size": []}, r"model\.min_size is empty; expected sizes of at least 32 pixels"),
         ({"min_size": [800], "max_size": 700}, r"model\.max_size is 700; expected at least"),
-        ({"proposals": 0}, r"model\.proposals is 0; expected more than 0"),
+        ({"proposals": 0}, r"model\.proposals: found 0, expected a number of at least 1"),
         ({"backbone": "test_vit"}, r"reductions"),
     ],
 )
