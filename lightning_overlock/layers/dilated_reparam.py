@@ -83,3 +83,21 @@ class DilatedReparamConv(nn.Module):
         fused.weight = nn.Parameter(weight.detach().clone())
         fused.bias = nn.Parameter(bias.detach().clone())
         return fused.train(self.training)
+
+
+def large_depthwise(channels: int, kernel_size: int) -> DilatedReparamConv | ConvNorm:
+    """Return OverLoCK's static depthwise KxK convolution with its BatchNorm.
+
+    Args:
+        channels: C.
+        kernel_size: K, a key of `BRANCHES`; or 3, which has no room for dilated branches and is a
+            plain convolution.
+
+    Raises:
+        ConfigError: another kernel size.
+    """
+    if kernel_size == 3:
+        return ConvNorm(channels, channels, 3, groups=channels)
+    if kernel_size not in BRANCHES:
+        raise ConfigError(f"kernel_size is {kernel_size}; expected one of {[3, *sorted(BRANCHES)]}")
+    return DilatedReparamConv(channels, kernel_size)

@@ -30,11 +30,11 @@ from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.conv_mlp import GELU, ChannelScale, ConvMlp, GlobalResponseNorm
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
-from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
+from lightning_overlock.layers.dilated_reparam import BRANCHES, large_depthwise
 from lightning_overlock.layers.tap import Tap
 
 Mixer = Literal["contmix", "static"]
-SMALLEST_INPUT = 32
+StemStride = Literal[1, 2, 4]
 
 
 class ChannelAttention(SqueezeExcite):
@@ -62,7 +62,7 @@ class StaticBlock(nn.Module):
 
     Args:
         dim: C.
-        kernel_size: K of the dilated-reparam convolution.
+        kernel_size: K of the static depthwise convolution.
         mlp_ratio: hidden width of the MLP over C.
         drop_path: probability of leaving the branch out.
         layer_scale: scale the identity per channel.
@@ -74,7 +74,7 @@ class StaticBlock(nn.Module):
         super().__init__()
         self.position = ResidualDepthwise(dim)
         self.norm = LayerNorm2d(dim)
-        self.spatial = DilatedReparamConv(dim, kernel_size)
+        self.spatial = large_depthwise(dim, kernel_size)
         self.se = ChannelAttention(dim)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim), dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -187,7 +187,7 @@ class DynamicBlock(nn.Module):
             nn.Conv2d(value_in, dim, 1),
             GlobalResponseNorm(dim),
         )
-        self.local = DilatedReparamConv(dim, kernel_size)
+        self.local = large_depthwise(dim, kernel_size)
         self.mixer = (
             ContMix(
                 dim,
@@ -437,7 +437,7 @@ def check_switches(
     kernel_guidance: bool,
     context_update: bool,
     overview_head: bool,
-    small_kernel: int | None,
+    small_kernel: int | Sequence[int] | None,
     context_grid: int,
 ) -> None:
     """Raise a ConfigError for a switch that another one leaves nothing to act on."""
@@ -479,7 +479,10 @@ class OverLoCK(nn.Module):
         depths: blocks of Base-Net's three stages and of Overview-Net.
         focus_depths: blocks of Focus-Net at H/16 and H/32.
         num_heads: heads of ContMix at H/16 and H/32.
-        kernel_sizes: K at H/4 to H/32.
+        kernel_sizes: K at H/4 to H/32, each 3 to 17 and odd.
+        stem_stride: pixels of the image per pixel of the first map. The maps that are called H/4
+            to H/32 here and in the paper lie at 1, 2, 4 and 8 times this stride; 2 and 1 are for
+            small images.
         mlp_ratio: MLP width of static blocks.
         focus_mlp_ratio: MLP width of dynamic blocks.
         head_hidden_size: width of the classifier's hidden layer.
@@ -494,8 +497,9 @@ class OverLoCK(nn.Module):
         feature_guidance: the context prior takes part in making the value.
         kernel_guidance: the context prior makes the kernels' keys.
         context_update: dynamic blocks pass an updated context on.
-        small_kernel: the small kernel of half of the channels; 0 or None for large kernels alone
-            (`timm.create_model` leaves out arguments that are None).
+        small_kernel: the small kernel of half of the channels, one number or one each for H/16
+            and H/32; 0 or None for large kernels alone (`timm.create_model` leaves out arguments
+            that are None).
         context_grid: side of the pooled context.
 
     Raises:
@@ -513,6 +517,7 @@ class OverLoCK(nn.Module):
         focus_depths: tuple[int, int] = (12, 2),
         num_heads: tuple[int, int] = (4, 8),
         kernel_sizes: tuple[int, int, int, int] = (17, 15, 13, 7),
+        stem_stride: StemStride = 4,
         mlp_ratio: float = 4,
         focus_mlp_ratio: float = 3,
         head_hidden_size: int = 1024,
@@ -525,10 +530,22 @@ class OverLoCK(nn.Module):
         feature_guidance: bool = True,
         kernel_guidance: bool = True,
         context_update: bool = True,
-        small_kernel: int | None = 5,
+        small_kernel: int | tuple[int, int] | None = 5,
         context_grid: int = 7,
     ) -> None:
         super().__init__()
+        if stem_stride not in get_args(StemStride):
+            raise ConfigError(f"stem_stride is {stem_stride!r}; expected 1, 2 or 4")
+        for name, value, length in (
+            ("dims", dims, 4),
+            ("depths", depths, 4),
+            ("kernel_sizes", kernel_sizes, 4),
+            ("focus_depths", focus_depths, 2),
+            ("num_heads", num_heads, 2),
+            *((("small_kernel", small_kernel, 2),) if isinstance(small_kernel, Sequence) else ()),
+        ):
+            if len(value) != length:
+                raise ConfigError(f"{name} is {list(value)}; expected {length} numbers")
         check_switches(
             dds=dds,
             mixer=mixer,
@@ -555,11 +572,11 @@ class OverLoCK(nn.Module):
 
         half = dims[0] // 2
         self.stem = nn.Sequential(
-            ConvNorm(in_chans, half, 3, stride=2),
+            ConvNorm(in_chans, half, 3, stride=2 if stem_stride > 1 else 1),
             GELU(),
             ConvNorm(half, half, 3),
             GELU(),
-            ConvNorm(half, dims[0], 3, stride=2),
+            ConvNorm(half, dims[0], 3, stride=2 if stem_stride > 2 else 1),
             GELU(),
             ConvNorm(dims[0], dims[0], 3),
         )
@@ -586,8 +603,10 @@ class OverLoCK(nn.Module):
             feature_guidance=feature_guidance,
             kernel_guidance=kernel_guidance,
             context_update=context_update,
-            small_kernel=small_kernel,
             context_grid=context_grid,
+        )
+        small_kernels = (
+            tuple(small_kernel) if isinstance(small_kernel, Sequence) else (small_kernel,) * 2
         )
         self.focus = nn.ModuleList(
             FocusStage(
@@ -597,19 +616,24 @@ class OverLoCK(nn.Module):
                 rates[4 + index],
                 kernel_size=kernel_sizes[2 + index],
                 num_heads=num_heads[index],
+                small_kernel=small_kernels[index],
                 blend_first=index > 0,
                 **focus_args,
             )
             for index in range(2)
         )
         self.feature_info: list[dict[str, Any]] = [
-            dict(num_chs=dims[0], reduction=4, module="base.0"),
-            dict(num_chs=dims[1], reduction=8, module="base.1"),
-            dict(num_chs=dims[2] + context_dim, reduction=16, module="focus.0"),
-            dict(num_chs=dims[3] + context_dim, reduction=32, module="focus.1"),
+            dict(num_chs=dims[0], reduction=stem_stride, module="base.0"),
+            dict(num_chs=dims[1], reduction=2 * stem_stride, module="base.1"),
+            dict(num_chs=dims[2] + context_dim, reduction=4 * stem_stride, module="focus.0"),
+            dict(num_chs=dims[3] + context_dim, reduction=8 * stem_stride, module="focus.1"),
         ]
         if dds:
-            self.feature_info.append(dict(num_chs=dims[3], reduction=32, module="overview"))
+            self.feature_info.append(
+                dict(num_chs=dims[3], reduction=8 * stem_stride, module="overview")
+            )
+        # The last map has at least one pixel.
+        self.smallest_input = 8 * stem_stride
         self.num_features = dims[3] + context_dim
         self.head_hidden_size = head_hidden_size
         self.apply(init_weights)
@@ -677,10 +701,11 @@ class OverLoCK(nn.Module):
 
     def _maps(self, x: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return maps by their index in `feature_info`, the wanted ones among them."""
-        if min(x.shape[-2:]) < SMALLEST_INPUT:
+        least = self.smallest_input
+        if min(x.shape[-2:]) < least:
             raise ValueError(
                 f"the image is {x.shape[-2]}x{x.shape[-1]} pixels; OverLoCK needs at least "
-                f"{SMALLEST_INPUT}x{SMALLEST_INPUT}"
+                f"{least}x{least}"
             )
         maps: dict[int, Tensor] = {}
         x = self.stem(x)
@@ -978,6 +1003,7 @@ def _cfg(url: str = "", **changes: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "test_overlock.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+        "overlock_nano.untrained": _cfg(input_size=(3, 48, 48), pool_size=(3, 3)),
         "overlock_xxt.untrained": _cfg(),
         "overlock_xt.in1k": _cfg(f"{_RELEASE}/overlock_xt_in1k_224.pth", crop_pct=0.925),
         "overlock_t.in1k": _cfg(f"{_RELEASE}/overlock_t_in1k_224.pth", crop_pct=0.95),
@@ -988,6 +1014,9 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> OverLoCK:
+    if kwargs.get("mixer") == "static":
+        # A variant's sizes of ContMix are not the user's wish for one.
+        sizes = {k: v for k, v in sizes.items() if k not in ("small_kernel", "context_grid")}
     return build_model_with_cfg(
         OverLoCK,
         variant,
@@ -1013,6 +1042,35 @@ def test_overlock(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
         mlp_ratio=2,
         focus_mlp_ratio=2,
         head_hidden_size=32,
+    )
+
+
+@register_model
+def overlock_nano(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
+    """OverLoCK-Nano for images of 48 pixels and more: .25 M parameters, 9.6 M multiply-adds.
+
+    A miniature in the paper's proportions (ours; the paper has no such size). At 48 pixels the
+    maps have 24, 12, 6 and 3 pixels a side, so the large window is 5 of 6 and 3 of 3 pixels (13 of
+    14 and 7 of 7 in the paper at 224), no map is resized for ContMix, and the overview is 3x3.
+    For 28 and 32 pixels take `stem_stride=1, dims=(12, 24, 48, 64), kernel_sizes=(7, 7, 7, 3),
+    context_grid=4`: maps of 32, 16, 8 and 4, or 28, 14, 7 and 4 pixels, and at 32 pixels 13 M
+    multiply-adds.
+    """
+    return _create(
+        "overlock_nano",
+        pretrained,
+        kwargs,
+        dims=(16, 32, 48, 64),
+        depths=(1, 1, 1, 1),
+        focus_depths=(2, 1),
+        num_heads=(2, 4),
+        kernel_sizes=(7, 7, 5, 3),
+        stem_stride=2,
+        mlp_ratio=2,
+        focus_mlp_ratio=2,
+        head_hidden_size=128,
+        small_kernel=(3, 0),
+        context_grid=3,
     )
 
 
