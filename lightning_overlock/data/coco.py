@@ -1,24 +1,30 @@
 """Objects with boxes and masks: COCO 2017, or any COCO json with a folder of images."""
 
-import json
-import math
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from lightning_overlock.data.base import BaseDataModule, Split
+from lightning_overlock.data.coco_file import (
+    Category,
+    CocoFile,
+    Purpose,
+    read_categories,
+    read_coco,
+    read_json,
+)
+from lightning_overlock.data.coco_objects import decode_mask
 from lightning_overlock.data.dense_transforms import detection_transform, to_float, to_pixels
-from lightning_overlock.data.images import ImageFiles, predict_files, read_image
+from lightning_overlock.data.images import MAX_PIXELS, ImageFiles, predict_files, read_image
+from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut
 from lightning_overlock.data.loading import (
     Collate,
     CorruptImage,
@@ -28,244 +34,6 @@ from lightning_overlock.data.loading import (
     seeded,
 )
 from lightning_overlock.errors import InputError
-
-SKIP = "expected the file to be repaired, or data.skip_invalid to be true"
-
-
-class CocoFile(NamedTuple):
-    """A COCO json, checked.
-
-    Nothing here is a list of Python objects: those would be copied into every worker bit by bit, as
-    each look at one changes its reference count.
-
-    Attributes:
-        folder: Where the images lie.
-        categories: The categories' (id, name) in the file's order; label i is `categories[i - 1]`.
-        ids: (N,) int64, the images' ids.
-        names: (N,) bytes, the images' file names.
-        sizes: (N, 2) int64, their heights and widths.
-        has_objects: (N,) bool, whether an image has objects that are no crowds.
-        has_masks: Whether objects have a segmentation.
-        content: The annotations of all images as JSON, one list after the other.
-        offsets: (N + 1,) int64, where the images' lists begin and end.
-    """
-
-    folder: str
-    categories: list[tuple[int, str]]
-    ids: NDArray[np.int64]
-    names: NDArray[np.bytes_]
-    sizes: NDArray[np.int64]
-    has_objects: NDArray[np.bool_]
-    has_masks: bool
-    content: bytes
-    offsets: NDArray[np.int64]
-
-    def annotations(self, index: int) -> list[dict[str, Any]]:
-        """Return the annotations of an image as they are in the file."""
-        found: list[dict[str, Any]] = json.loads(
-            self.content[self.offsets[index] : self.offsets[index + 1]]
-        )
-        return found
-
-
-def read_coco(
-    path: str | Path, folder: str | Path, skip_invalid: bool = False, annotated: bool = True
-) -> CocoFile:
-    """Read and check a COCO json.
-
-    Args:
-        path: The json.
-        folder: Where its images lie.
-        skip_invalid: Leave invalid images and annotations out with a warning that counts them.
-        annotated: False takes a file without annotations, as of a test set.
-
-    Raises:
-        InputError: The file is no COCO json. Or, unless skipped: an image is missing or there
-            twice; an annotation is there twice, of an unknown image or category, has a box without
-            an area within the image, or a broken segmentation.
-    """
-    path, folder = Path(path), Path(folder)
-    data = _read_json(path)
-    if not annotated:
-        data.setdefault("annotations", [])
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list) or not all(isinstance(e, dict) for e in data[key]):
-            raise InputError(f"{path}: no list of objects '{key}'\nexpected a COCO json")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no folder\nexpected the images of {path}")
-    categories = _categories(path, data["categories"])
-    problems: list[str] = []
-
-    def complain(text: str) -> None:
-        if not skip_invalid:
-            raise InputError(f"{path}: {text}\n{SKIP}")
-        problems.append(text)
-
-    images = _check_images(data["images"], folder, complain)
-    has_masks = any(a.get("segmentation") for a in data["annotations"])
-    known = {category for category, _ in categories}
-    of_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
-    seen: set[int] = set()
-    dropped = {e["id"] for e in data["images"] if _is_int(e.get("id"))} - images.keys()
-    for annotation in data["annotations"]:
-        image = annotation.get("image_id")
-        if not _is_int(image):
-            complain(f"annotation {annotation.get('id')} has the image_id {image}, no integer")
-            continue
-        if image in dropped:  # of an image that was complained of already
-            continue
-        if problem := _problem(annotation, images.get(image), known, seen, has_masks):
-            complain(f"annotation {annotation.get('id')} {problem}")
-            continue
-        seen.add(annotation["id"])
-        # pycocotools wants both, and other programs leave them away.
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        of_image[image].append(annotation)
-    if problems:
-        some = "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
-        warnings.warn(f"{path}: {len(problems)} invalid entries left out: {some}", stacklevel=2)
-    if not images:
-        raise InputError(f"{path}: no images\nexpected at least one")
-    lists = [json.dumps(found, separators=(",", ":")).encode() for found in of_image.values()]
-    return CocoFile(
-        folder=str(folder),
-        categories=categories,
-        ids=np.array(list(images)),
-        names=np.array([os.fsencode(entry["file_name"]) for entry in images.values()]),
-        sizes=np.array([(entry["height"], entry["width"]) for entry in images.values()]),
-        has_objects=np.array([any(not a["iscrowd"] for a in f) for f in of_image.values()]),
-        has_masks=has_masks,
-        content=b"".join(lists),
-        offsets=np.cumsum([0, *(len(one) for one in lists)]),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}\nexpected a COCO json") from error
-    except ValueError as error:  # broken JSON, or bytes that are no text
-        raise InputError(f"{path}: no intact JSON ({error})\nexpected a COCO json") from error
-    if not isinstance(data, dict):
-        raise InputError(
-            f"{path}: a {type(data).__name__} where a COCO json has an object\n"
-            "expected the keys images, annotations and categories"
-        )
-    return data
-
-
-def _categories(path: Path, entries: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    categories = []
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("name")
-        if not _is_int(number) or not isinstance(name, str):
-            raise InputError(f"{path}: category {number} '{name}'\nexpected an integer id, a name")
-        categories.append((number, name))
-    if len({number for number, _ in categories}) < len(categories):
-        raise InputError(f"{path}: two categories have one id\nexpected an id for each")
-    if not categories:
-        raise InputError(f"{path}: no categories\nexpected at least one")
-    return categories
-
-
-def _check_images(
-    entries: list[dict[str, Any]], folder: Path, complain: Callable[[str], None]
-) -> dict[int, dict[str, Any]]:
-    """Return the valid images by their ids."""
-    images: dict[int, dict[str, Any]] = {}
-    listings: dict[Path, set[str]] = {}
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("file_name")
-        if not _is_int(number) or not isinstance(name, str):
-            complain(f"image {number} '{name}' (an integer id and a file_name are expected)")
-            continue
-        file = folder / name
-        if file.parent not in listings:  # one look per folder, not one per image
-            there = file.parent.iterdir() if file.parent.is_dir() else ()
-            listings[file.parent] = {path.name for path in there}
-        if number in images:
-            complain(f"two images have the id {number}")
-        elif not all(_is_int(entry.get(key)) and entry[key] > 0 for key in ("height", "width")):
-            complain(f"image {number} has height {entry.get('height')}, width {entry.get('width')}")
-        elif file.name not in listings[file.parent]:
-            complain(f"image {number}: there is no file {file}")
-        else:
-            images[number] = entry
-    return images
-
-
-def _problem(
-    annotation: dict[str, Any],
-    image: dict[str, Any] | None,
-    known: set[int],
-    seen: set[int],
-    has_masks: bool,
-) -> str:
-    """Return what is wrong with an annotation, "" if nothing is."""
-    if not _is_int(annotation.get("id")):
-        return f"of image {annotation.get('image_id')} has no integer id"
-    if annotation["id"] in seen:
-        return "is there twice"
-    if image is None:
-        return f"is of image {annotation.get('image_id')}, which is not there"
-    category = annotation.get("category_id")
-    if not _is_int(category) or category not in known:
-        return f"is of category {category}, which is not there"
-    box = annotation.get("bbox")
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(side, int | float) and math.isfinite(side) for side in box)
-    ):
-        return f"has the bbox {box}; [x, y, width, height] is expected"
-    left, top, width, height = box
-    if width <= 0 or height <= 0:
-        return f"has the bbox {box}, which has no area"
-    inside = left < image["width"] and top < image["height"] and left + width > 0
-    if not (inside and top + height > 0):
-        return f"has the bbox {box} outside of its image of {image['width']} x {image['height']}"
-    return _mask_problem(annotation.get("segmentation"), image) if has_masks else ""
-
-
-def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str:
-    if not segmentation:
-        return "has no segmentation while others have one"
-    size = [image["height"], image["width"]]
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != size:
-            return f"has an RLE of size {segmentation.get('size')}, its image has {size}"
-        if isinstance(counts, list):
-            whole = all(_is_int(c) and c >= 0 for c in counts) and sum(counts) == size[0] * size[1]
-        else:
-            whole = isinstance(counts, str) and counts.isascii()
-        return "" if whole else "has an RLE whose counts do not fill its image"
-    polygons = isinstance(segmentation, list) and all(
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in polygon)
-        for polygon in segmentation
-    )
-    return "" if polygons else "has a segmentation that is neither polygons nor RLE"
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """Return polygons or RLE, compressed or not, as a mask (H, W) of 0 and 1."""
-    if isinstance(segmentation, list):
-        codes = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        codes = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        codes = segmentation
-    mask: NDArray[np.uint8] = coco_mask.decode(codes)
-    return mask
 
 
 class CocoImages:
@@ -281,16 +49,19 @@ class CocoImages:
         transform: Training: augments (image, boxes, masks).
         empty: Training: keep images without objects.
         seed: Of the augmentation.
+        max_pixels: Of one image; None is no limit.
     """
 
     def __init__(
         self,
         file: CocoFile,
-        kind: Literal["train", "eval", "predict"],
+        kind: Purpose,
         transform: Callable[..., Any] | None = None,
         empty: bool = True,
         seed: int = 0,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
+        self.max_pixels = max_pixels
         self.file = file
         self.kind = kind
         self.transform = transform
@@ -306,14 +77,11 @@ class CocoImages:
         file = self.file
         name = os.fsdecode(file.names[index])
         path = os.path.join(file.folder, name)  # noqa: PTH118
-        image = read_image(path)
-        height, width = file.sizes[index].tolist()
-        if image.size != (width, height):
-            raise CorruptImage(
-                f"{path}: {image.width} x {image.height} pixels (turned as its EXIF says), but "
-                f"{width} x {height} in the annotations\n{SKIP}"
-            )
+        image = read_image(path, self.max_pixels)
         pixels = F.to_image(image)
+        height, width = image.height, image.width
+        if self.kind != "predict" and [height, width] != file.sizes[index].tolist():
+            raise CorruptImage(f"{path}: not as large any more as when the run began")
         if self.kind == "train":
             with seeded(self.seed, key.epoch, key.index):
                 return self._augmented(index, pixels)
@@ -340,8 +108,8 @@ class CocoImages:
             sample["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
         if self.transform is not None:
             sample = self.transform(sample)
-        # What a crop has cut away.
-        left, keep = F.sanitize_bounding_boxes(sample.pop("boxes"), min_size=1)
+        # What a crop has cut away; a box of one pixel stays, however its sides are rounded.
+        left, keep = F.sanitize_bounding_boxes(sample.pop("boxes"), min_size=0.99, min_area=0.98)
         target: dict[str, Any] = {
             "boxes": left.as_subclass(Tensor),
             "labels": labels[keep],
@@ -358,10 +126,11 @@ class FolderImages:
     Args:
         folder: Where `files` lie.
         files: Paths relative to the folder; their places from 1 are the images' ids.
+        max_pixels: Of one image; None is no limit.
     """
 
-    def __init__(self, folder: Path, files: list[str]) -> None:
-        self.images = ImageFiles(folder, files, None, to_pixels)
+    def __init__(self, folder: Path, files: list[str], max_pixels: int | None = MAX_PIXELS) -> None:
+        self.images = ImageFiles(folder, files, None, to_pixels, max_pixels=max_pixels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -387,28 +156,37 @@ class CocoDataModule(BaseDataModule):
     `annotations`, the file's own, crowds included. What `predict` gives has `path` instead of
     annotations: images of `predict_dir`, or of the test split, or of the validation split.
 
+    Whatever is left out is counted by reason and told when a run begins; see `read_coco` for what
+    is checked.
+
     Args:
-        root: folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/.
-        train_json: the training split's json, instead of `root`'s.
-        train_images: folder of its images.
-        val_json: the validation split's json.
-        val_images: folder of its images.
-        test_json: the test split's json; may be without annotations to predict for it.
-        test_images: folder of its images.
-        predict_dir: any folder of images to predict for, with its subfolders.
-        batch_size: images per process and step.
-        num_workers: processes that read images; None: one fewer than the cores of this process,
+        root: Folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/.
+        train_json: The training split's json, instead of `root`'s.
+        train_images: Folder of its images.
+        val_json: The validation split's json.
+        val_images: Folder of its images.
+        test_json: The test split's json; may be without annotations to predict for it.
+        test_images: Folder of its images.
+        predict_dir: Any folder of images to predict for, with its subfolders.
+        batch_size: Images per process and step.
+        num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
-        hflip: training: probability of a horizontal flip.
-        scale_and_crop: training: scale and crop every second image as DETR does, as the 3x
+        hflip: Training: probability of a horizontal flip.
+        scale_and_crop: Training: scale and crop every second image as DETR does, as the 3x
             schedule has it.
-        group_by_shape: training: steps of images that are all upright or all wide, to pad less.
-        empty_images: training: keep images without objects.
-        skip_invalid: leave invalid images and annotations out with a warning that counts them,
-            instead of stopping. COCO's own training split has two boxes without an area.
+        group_by_shape: Training: steps of images that are all upright or all wide, to pad less.
+        empty_images: Training: keep images without objects.
+        masks: Read the objects' masks. None: as the task says (`model.masks`), and without a task
+            where any object has one.
+        skip_invalid: Leave invalid images, objects and polygons out instead of stopping. COCO's own
+            training split has two boxes without an area.
+        max_left_out: Largest share of the images, the boxes, or the boxes of a class that may be
+            left out so.
+        max_image_pixels: Largest number of pixels of an image, against files that fill the memory;
+            null is no limit.
 
     Raises:
-        InputError: a file or folder is missing, or see `read_coco`.
+        InputError: A file or folder is missing, or see `read_coco`.
     """
 
     def __init__(
@@ -427,28 +205,22 @@ class CocoDataModule(BaseDataModule):
         scale_and_crop: bool = False,
         group_by_shape: bool = True,
         empty_images: bool = False,
+        masks: bool | None = None,
         skip_invalid: bool = False,
+        max_left_out: float = MAX_LEFT_OUT,
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, skip_corrupt=skip_invalid)
+        super().__init__(batch_size, num_workers, skip_invalid, max_left_out, max_image_pixels)
         if not 0 <= hflip <= 1:
             raise InputError(f"data.hflip is {hflip}; expected a probability")
-        given = {
-            "train": (train_json, train_images),
-            "val": (val_json, val_images),
-            "test": (test_json, test_images),
-        }
-        self.paths: dict[str, tuple[Path, Path]] = {}
-        for split, (file, folder) in given.items():
-            if root and split != "test":
-                file = file or str(Path(root) / f"annotations/instances_{split}2017.json")
-                folder = folder or str(Path(root) / f"{split}2017")
-            if (file is None) != (folder is None):
-                raise InputError(
-                    f"found data.{split}_json {file} and data.{split}_images {folder}\n"
-                    "expected both or neither"
-                )
-            if file is not None and folder is not None:
-                self.paths[split] = Path(file), Path(folder)
+        self.paths = _paths(
+            root,
+            {
+                "train": (train_json, train_images),
+                "val": (val_json, val_images),
+                "test": (test_json, test_images),
+            },
+        )
         self.predict_dir: Path | None = None
         if predict_dir is not None:
             self.predict_dir, self.predict_files = predict_files(predict_dir)
@@ -456,59 +228,103 @@ class CocoDataModule(BaseDataModule):
         self.scale_and_crop = scale_and_crop
         self.group_by_shape = group_by_shape
         self.empty_images = empty_images
-        self._files: dict[str, CocoFile] = {}
-        categories = self.categories()
+        self.masks = masks
+        self._files: dict[tuple[str, Purpose, bool | None], CocoFile] = {}
+        self._take(self.categories())
+
+    def _take(self, categories: Sequence[Category]) -> None:
         self.class_names = [name for _, name in categories]
         self.category_ids = [category for category, _ in categories]
 
-    def categories(self) -> list[tuple[int, str]]:
+    def categories(self) -> list[Category]:
         """Return the categories' (id in the file, name) in the order of their labels."""
         if not self.paths and self.predict_dir is None:
             raise InputError("found neither data.root nor data.val_json\nexpected one of them")
         for split in ("val", "train", "test"):  # the validation split's file is the shorter one
             if split in self.paths:
-                return self.file(split).categories
+                path, _ = self.paths[split]
+                try:
+                    return read_categories(path, read_json(path))
+                except InputError:
+                    if self.predict_dir is None:
+                        raise
         return []  # a checkpoint knows its own
 
-    def file(self, split: str) -> CocoFile:
+    def prediction_state(self) -> dict[str, Any]:
+        """Return what `predict` must know of the training data, in plain types."""
+        return {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
+
+    def load_prediction_state(self, state: dict[str, Any]) -> None:
+        """Take what `prediction_state` has returned in training, in place of the data's own."""
+        self._take(list(zip(state["category_ids"], state["class_names"], strict=True)))
+
+    @property
+    def wants_masks(self) -> bool | None:
+        """Whether masks are wanted: by the argument, the task, or None where nobody says it."""
+        if self.masks is not None or self.trainer is None:
+            return self.masks
+        task = getattr(self.trainer, "lightning_module", None)
+        wanted: bool | None = getattr(task, "hparams", {}).get("masks")
+        return wanted
+
+    def file(self, split: str, purpose: Purpose) -> CocoFile:
         """Return the checked json of a split.
 
         Raises:
-            InputError: there is none, it is broken, or it has other categories.
+            InputError: There is none, it is broken, or it has other categories.
         """
-        if split not in self._files:
+        key = split, purpose, self.wants_masks
+        if key not in self._files:
             if split not in self.paths:
                 raise InputError(
                     f"there is no {split} split\nexpected data.{split}_json and data.{split}_images"
                 )
             path, folder = self.paths[split]
-            file = read_coco(path, folder, self.skip_corrupt, annotated=split != "test")
-            for other, known in self._files.items():
-                if file.categories != known.categories:
-                    raise InputError(
-                        f"{path} has {len(file.categories)} categories, {self.paths[other][0]} has "
-                        f"{len(known.categories)}, or they differ in order, id or name\n"
-                        "expected the same in every split"
-                    )
-            self._files[split] = file
-        return self._files[split]
+            file = read_coco(
+                path,
+                folder,
+                purpose,
+                self.wants_masks,
+                self.skip_corrupt,
+                self.max_left_out,
+                self.max_image_pixels,
+            )
+            own = list(zip(self.category_ids, self.class_names, strict=True))
+            if purpose != "predict" and sorted(file.categories) != sorted(own):
+                raise InputError(
+                    f"{path} has {len(file.categories)} categories, other splits have {len(own)}, "
+                    "or they differ in id or name\nexpected the same in every split"
+                )
+            self._files[key] = file._replace(categories=own)
+        return self._files[key]
 
-    def setup(self, stage: str) -> None:
-        """Read what the stage needs, so that mistakes are found before anything is trained."""
-        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(
-            stage, ()
-        ):
-            self.file(split)
+    def examine(self, split: Split) -> str:
+        """Check a split before anything long begins, and return what is left out of it."""
+        source = self.source(split)
+        if isinstance(source, FolderImages):
+            return self.predict_files.summary()
+        notes = list(source.file.notes)
+        if len(source) < len(source.file.ids):
+            empty = np.flatnonzero(~source.file.has_objects)
+            left_out = LeftOut("images")
+            first = os.fsdecode(source.file.names[empty[0]])
+            left_out.add("without an object to train on", first, len(empty))
+            notes.append(left_out.summary(len(source.file.ids)))
+        return "; ".join(notes)
 
     def source(self, split: Split) -> CocoImages | FolderImages:
         """Return the images of a split."""
+        limit = {"max_pixels": self.max_image_pixels}
         if split == "predict":
             if self.predict_dir is not None:
-                return FolderImages(self.predict_dir, self.predict_files.files)
-            return CocoImages(self.file("test" if "test" in self.paths else "val"), "predict")
+                return FolderImages(
+                    self.predict_dir, self.predict_files.files, self.max_image_pixels
+                )
+            given = "test" if "test" in self.paths else "val"
+            return CocoImages(self.file(given, "predict"), "predict", **limit)
         if split != "train":
-            return CocoImages(self.file(split), "eval")
-        file = self.file("train")
+            return CocoImages(self.file(split, "eval"), "eval", **limit)
+        file = self.file("train", "train")
         if not self.empty_images and not file.has_objects.any():
             raise InputError(f"{self.paths['train'][0]}: no image has an object to train on")
         return CocoImages(
@@ -517,6 +333,7 @@ class CocoDataModule(BaseDataModule):
             detection_transform(self.hflip, self.scale_and_crop),
             self.empty_images,
             global_seed(),
+            **limit,
         )
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002
@@ -529,3 +346,22 @@ class CocoDataModule(BaseDataModule):
             return None
         height, width = source.file.sizes[source.chosen].T
         return (height > width).astype(np.int64)
+
+
+def _paths(
+    root: str, given: dict[str, tuple[str | None, str | None]]
+) -> dict[str, tuple[Path, Path]]:
+    """Return each split's json and folder: those given, else COCO's own below `root`."""
+    paths = {}
+    for split, (file, folder) in given.items():
+        if root and split != "test":
+            file = file or str(Path(root) / f"annotations/instances_{split}2017.json")
+            folder = folder or str(Path(root) / f"{split}2017")
+        if (file is None) != (folder is None):
+            raise InputError(
+                f"found data.{split}_json {file} and data.{split}_images {folder}\n"
+                "expected both or neither"
+            )
+        if file is not None and folder is not None:
+            paths[split] = Path(file), Path(folder)
+    return paths

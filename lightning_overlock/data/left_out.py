@@ -82,3 +82,48 @@ def refuse_if_too_many(
             f"{left_out.reasons()}\n"
             f"expected at most a share of {largest_share:g} (data.max_left_out){hint}"
         )
+
+
+class Check:
+    """What becomes of the invalid entries of a file: the run stops, or they are left out and told.
+
+    Args:
+        source: The file or folder that it is about.
+        skip_invalid: Leave them out, up to `max_left_out`, instead of stopping.
+        max_left_out: The largest share that may be left out.
+    """
+
+    def __init__(self, source: str, skip_invalid: bool, max_left_out: float) -> None:
+        self.source = source
+        self.skip_invalid = skip_invalid
+        self.max_left_out = max_left_out
+        self.notes: list[str] = []
+
+    def settle(self, left_out: LeftOut, of: int, hint: str = "") -> None:
+        """Stop for what is invalid, or for too much of it where that is left out.
+
+        Args:
+            left_out: What is invalid.
+            of: How many there are in all.
+            hint: What else to do, after "expected ...".
+
+        Raises:
+            InputError: As said.
+        """
+        if left_out.total and not self.skip_invalid:
+            raise InputError(
+                f"{self.source}: {left_out.total:,} of {of:,} {left_out.what} cannot be used: "
+                f"{left_out.reasons()}\n"
+                f"expected the file to be repaired, or data.skip_invalid true to leave them out"
+                f"{hint}"
+            )
+        self.limit(left_out, of, hint)
+
+    def note(self, left_out: LeftOut, of: int) -> None:
+        """Tell what was left out, if anything was."""
+        if left_out.total:
+            self.notes.append(left_out.summary(of))
+
+    def limit(self, left_out: LeftOut, of: int, hint: str = "") -> None:
+        """Stop where more is left out than is allowed."""
+        refuse_if_too_many(self.source, left_out, of, self.max_left_out, hint)

@@ -1,6 +1,7 @@
 """COCO files that these tests write, with what COCO has: crowds, gaps, empty images, polygons."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from lightning_overlock.data import CocoDataModule
-from lightning_overlock.data.coco import decode_mask, read_coco
+from lightning_overlock.data.coco_file import read_coco
+from lightning_overlock.data.coco_objects import decode_mask
 from lightning_overlock.errors import InputError
 
 # As in COCO, ids have gaps; and they are in no order.
@@ -314,8 +316,8 @@ def test_a_turned_image_is_read_as_its_annotations_have_it(root):
     Image.fromarray(pixels).save(root / "val2017/0007.png", exif=exif)
     assert by_id(coco(root).val_dataloader())[7][0].shape == (3, 40, 60)
     Image.fromarray(pixels).save(root / "val2017/0011.png", exif=exif)
-    with pytest.raises(InputError, match=r"0011\.png: 60 x 40 pixels .* but 40 x 60 in the ann"):
-        by_id(coco(root).val_dataloader())
+    with pytest.raises(InputError, match=r"0011\.png. has 60 x 40 pixels, .* json has 40 x 60"):
+        coco(root).setup("validate")
 
 
 # What is not as it should be.
@@ -331,63 +333,130 @@ def set_first(**values: Any) -> Any:
     return lambda data: data["annotations"][0].update(values)
 
 
+def set_image(**values: Any) -> Any:
+    return lambda data: data["images"][0].update(values)
+
+
 RLE = {"size": [60, 40], "counts": [1, 2, 3]}
+CODE = {"size": [60, 40], "counts": "PPYo0b0"}
+IMAGE_PROBLEMS = [
+    (set_image(file_name="gone.png"), r"whose file is not there \(images\[0\]: .*gone"),
+    (set_image(file_name="no/where.png"), "whose file is not there"),
+    (set_image(file_name=None), r"without a file_name \(images\[0\]: null"),
+    (set_image(width=0), "of another size than the json says .*40 x 60 .* json has 0 x 60"),
+    (set_image(width=60, height=40), "of another size .*40 x 60 pixels.*json has 60 x 40"),
+    (set_image(height="big"), "of another size"),
+    (set_image(id="eleven"), r"without a whole number as id \(images\[0\]: "),
+]
 PROBLEMS = [
-    (set_first(image_id=99), "annotation 101 is of image 99, which is not there"),
-    (set_first(image_id="11"), "annotation 101 has the image_id 11, no integer"),
-    (set_first(category_id=1), "annotation 101 is of category 1, which is not there"),
-    (set_first(id=102), "annotation 102 is there twice"),
-    (set_first(id=None), "of image 11 has no integer id"),
-    (set_first(bbox=[5, 5, 0, 3]), r"annotation 101 has the bbox \[5, 5, 0, 3\], which has no"),
-    (set_first(bbox=[50, 5, 3, 3]), r"bbox \[50, 5, 3, 3\] outside of its image of 40 x 60"),
-    (set_first(bbox=[-5, 5, 5, 3]), "outside of its image"),
-    (set_first(bbox=[1, 2, 3]), r"annotation 101 has the bbox \[1, 2, 3\]; \[x, y, width, height"),
-    (set_first(bbox=[1, 2, 3, float("nan")]), "annotation 101 has the bbox"),
-    (set_first(segmentation=[[1, 2, 3]]), "annotation 101 has a segmentation that is neither"),
-    (set_first(segmentation=None), "annotation 101 has no segmentation while others"),
-    (set_first(segmentation=RLE), "annotation 101 has an RLE whose counts do not fill"),
-    (set_first(segmentation={**RLE, "size": [1, 2]}), r"an RLE of size \[1, 2\], its image has"),
-    (lambda d: d["images"][0].update(file_name="gone.png"), r"image 11: there is no file .*gone"),
-    (lambda d: d["images"][0].update(file_name="no/where.png"), "image 11: there is no file"),
-    (lambda d: d["images"][0].update(width=0), "image 11 has height 60, width 0"),
-    (lambda d: d["images"][0].pop("height"), "image 11 has height None"),
-    (lambda d: d["images"].append(dict(d["images"][0])), "two images have the id 11"),
+    (set_first(image_id=99), r"of an unknown image \(annotation 101: 99\)"),
+    (set_first(image_id="eleven"), "of an unknown image"),
+    (set_first(category_id=1), r"of an unknown category \(annotation 101: 1\)"),
+    (set_first(category_id="car"), "of an unknown category"),
+    (set_first(bbox=[5, 5, 0, 3], segmentation=[]), "without a segmentation"),
+    (set_first(bbox=[50, 5, 3, 3]), r"with a bbox outside of the image .*\[50, 5, 3, 3\] in 40 x"),
+    (set_first(bbox=[-5, 5, 5, 3]), "outside of the image"),
+    (set_first(bbox=[0, 0, 1e9, 3]), "far larger than the image"),
+    (set_first(iscrowd=2), "with an iscrowd other than 0 and 1"),
+    (set_first(iscrowd="yes"), "with an iscrowd other than 0 and 1"),
+    (set_first(segmentation=[[1, 2, 3]]), "with a polygon that is not x, y of three points or mo"),
+    (set_first(segmentation=[[1, 2, 3, 4, 5, "a"]]), "with a polygon that is not x, y"),
+    (set_first(segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "with a polygon that is not x, y"),
+    (set_first(segmentation=[[90, 2, 93, 4, 95, 6]]), "with a polygon outside of the image"),
+    (set_first(segmentation=[[0, 2, 1e9, 4, 5, 6]]), "with a polygon that reaches far beyond"),
+    (set_first(segmentation=[[3, 2, 3, 2, 3, 2]]), "with a polygon of one point"),
+    (set_first(segmentation=[[0.1, 0.2, 0.6, 0.2, 0.3, 0.4]]), "with polygons smaller than a pix"),
+    (set_first(segmentation="polygon"), "that is neither polygons nor RLE"),
+    (set_first(segmentation=None), "without a segmentation"),
+    (set_first(segmentation=RLE), "an RLE whose counts do not fill .*6 of 2,400"),
+    (set_first(segmentation=CODE), "an RLE whose counts do not fill"),
+    (set_first(segmentation={**CODE, "counts": "b'PP'"}), "an RLE whose counts do not fill"),
+    (set_first(segmentation={**RLE, "counts": [2400]}), "with an RLE of an empty mask"),
+    (set_first(segmentation={**RLE, "counts": [3000, -600]}), "an RLE whose counts do not fill"),
+    (set_first(segmentation={**RLE, "counts": None}), "an RLE whose counts do not fill"),
+    (set_first(segmentation={**RLE, "size": [40, 60]}), r"an RLE of another size .*\[40, 60\], no"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), PROBLEMS)
+@pytest.mark.parametrize(("change", "message"), IMAGE_PROBLEMS + PROBLEMS)
 def test_what_is_wrong_is_named_before_training_or_left_out(root, change, message):
     write(root, broken(change), "train")
     path = root / "annotations/instances_train2017.json"
     with pytest.raises(InputError, match=message) as caught:
         coco(root).setup("fit")
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: 1 of ")
     assert len(str(caught.value).splitlines()) <= 3
     assert "data.skip_invalid" in str(caught.value)
-    data = coco(root, skip_invalid=True)
-    with pytest.warns(UserWarning, match=f"1 invalid entries left out: .*{message}"):
-        data.setup("fit")
+    with pytest.raises(InputError, match=message) as caught:  # one of seven, and of five cars
+        coco(root, skip_invalid=True).setup("fit")
+    assert "data.max_left_out" in str(caught.value)
+    data = coco(root, skip_invalid=True, max_left_out=0.5)
+    assert re.search(f"left out: .*{message}", data.examine("train"))
     assert len(data.source("train")) in {3, 4}
+
+
+@pytest.mark.parametrize(("change", "message"), PROBLEMS)
+def test_the_validation_data_are_checked_as_well(root, change, message):
+    write(root, broken(change), "val")
+    for stage in ("fit", "validate"):
+        with pytest.raises(InputError, match=message):
+            coco(root).setup(stage)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "message"),
+    [
+        ([5, 5, 0, 3], r"with a bbox without an area \(annotation 101: \[5, 5, 0, 3\]\)"),
+        ([5, 5, -3, 3], "with a bbox without an area"),
+        ([1, 2, 3], r"without a bbox \[x, y, width, height\] of numbers .*\[1, 2, 3\]"),
+        ([1, 2, 3, float("nan")], "without a bbox"),
+        ([1, 2, 3, "wide"], "without a bbox"),
+        (None, "without a bbox"),
+        ({"x": 1}, "without a bbox"),
+    ],
+)
+def test_a_box_that_is_none_is_computed_from_the_mask_or_named(root, bbox, message):
+    write(root, broken(set_first(bbox=bbox)), "train")
+    found = by_id(coco(root).train_dataloader())[11][1]["boxes"]
+    assert found[0].tolist() == [5.5, 10.25, 25.5, 40.75]
+    write(root, broken(set_first(bbox=bbox, segmentation=None)), "train")
+    with pytest.raises(InputError, match=message):
+        coco(root, masks=False).setup("fit")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "no intact JSON"),
+        ("", "no intact JSON"),
+        ("[" * 100_000, "no intact JSON"),
         ("[]", "a list where a COCO json has an object"),
-        ('{"images": [], "annotations": []}', "no list of objects 'categories'"),
-        ('{"images": [3], "annotations": [], "categories": []}', "no list of objects 'images'"),
+        ("null", "a NoneType where a COCO json has an object"),
+        ('{"images": [{}], "annotations": []}', "no categories"),
+        ('{"images": {}, "annotations": [], "categories": []}', "no categories"),
         (json.dumps({**content(), "categories": []}), "no categories"),
-        (json.dumps({**content(), "categories": CATEGORIES * 2}), "two categories have one id"),
-        (json.dumps({**content(), "categories": [{"id": "a", "name": "b"}]}), "category a 'b'"),
+        (json.dumps({**content(), "categories": {}}), r"categories is \{\}"),
+        (json.dumps({**content(), "categories": [None]}), "a category has the id null"),
+        (json.dumps({**content(), "categories": CATEGORIES * 2}), "two categories have the id 18"),
+        (
+            json.dumps(
+                {**content(), "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}
+            ),
+            "the name 'a' of class 1 is that of class 0",
+        ),
+        (json.dumps({**content(), "categories": [{"id": "a", "name": "b"}]}), 'the id "a" and the'),
+        (json.dumps({**content(), "categories": [{"id": 1}]}), "the id 1 and the name null"),
         (json.dumps({**content(), "images": [], "annotations": []}), "no images"),
+        (json.dumps({**content(), "images": "none"}), 'images is "none"'),
+        (json.dumps({**content(), "annotations": None}), "annotations is null"),
+        (json.dumps({k: v for k, v in content().items() if k != "annotations"}), "no annotations"),
     ],
 )
 def test_a_file_that_is_no_coco_json_is_refused(root, text, message):
     path = root / "annotations/instances_val2017.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        coco(root, skip_invalid=True)
+        coco(root, skip_invalid=True, max_left_out=1).setup("fit")
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value).splitlines()) <= 3
 
@@ -402,17 +471,20 @@ def test_missing_files_and_half_a_split_are_named(root, tmp_path):
     with pytest.raises(InputError, match="there is no test split"):
         coco(root).test_dataloader()
     with pytest.raises(InputError, match=r"nowhere: no folder"):
-        coco(root, val_images=str(root / "nowhere"))
+        coco(root, val_images=str(root / "nowhere")).setup("fit")
     with pytest.raises(InputError, match=r"data\.hflip is 2"):
         coco(root, hflip=2)
 
 
 def test_splits_with_other_categories_are_refused(root):
     write(root, {**content(), "categories": [*CATEGORIES, {"id": 5, "name": "cat"}]}, "train")
-    with pytest.raises(
-        InputError, match=r"train2017\.json has 3 categories, .*val2017\.json has 2"
-    ):
+    with pytest.raises(InputError, match=r"train2017\.json has 3 categories, other splits have 2"):
         coco(root).setup("fit")
+
+
+def test_categories_in_another_order_are_the_same(root):
+    write(root, {**content(), "categories": CATEGORIES[::-1]}, "train")
+    assert by_id(coco(root).train_dataloader())[11][1]["labels"].tolist() == [2, 1]
 
 
 def test_a_test_set_without_annotations_can_be_predicted_for(root):

@@ -1,0 +1,147 @@
+"""The images of a COCO json, held against their files."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+from lightning_overlock.data.coco_objects import UnusableError, shown, whole
+from lightning_overlock.data.images import open_image
+from lightning_overlock.data.left_out import Check, LeftOut
+from lightning_overlock.errors import InputError
+
+ORIENTATION = 0x0112  # of EXIF
+
+
+class ImageEntry(NamedTuple):
+    """An image of the json.
+
+    Attributes:
+        name: Its file_name.
+        size: (height, width); (0, 0) where nobody has looked.
+    """
+
+    name: str
+    size: tuple[int, int]
+
+
+def read_images(
+    check: Check, entries: list[Any], folder: Path, max_pixels: int | None, sized: bool
+) -> dict[int, ImageEntry]:
+    """Return the usable images by their ids.
+
+    Args:
+        check: Of the json.
+        entries: The json's images.
+        folder: Where their files are.
+        max_pixels: Of one image; None is no limit.
+        sized: Hold the json's sizes against the files'; where it has none, theirs are taken.
+
+    Raises:
+        InputError: There is no usable image, two have one id, or as `check` says for an image
+            without an id, a name or a file, or of another size than its file.
+    """
+    left_out = LeftOut("images")
+    images: dict[int, ImageEntry] = {}
+    given: dict[int, dict[str, Any]] = {}
+    listings: dict[Path, set[str]] = {}
+    for place, entry in enumerate(entries):
+        try:
+            key, name = _identify(entry, folder, listings)
+        except UnusableError as error:
+            left_out.add(error.reason, f"images[{place}]: {error.found}")
+            continue
+        if key in images and images[key].name != name:  # whose are the annotations?
+            raise InputError(
+                f"{check.source}: two images have the id {key}: {shown(images[key].name)} and "
+                f"{shown(name)}\nexpected an id for each"
+            )
+        if key in images:
+            left_out.add("there twice", f"image {key}")
+            continue
+        images[key], given[key] = ImageEntry(name, (0, 0)), entry
+    if sized:
+        images = _with_sizes(images, given, folder, max_pixels, left_out)
+    hint = _hint_at_folder(entries, folder)
+    check.settle(left_out, len(entries), hint)
+    check.note(left_out, len(entries))
+    if not images:
+        raise InputError(f"{check.source}: no usable images: {left_out.reasons()}")
+    return images
+
+
+def _identify(entry: Any, folder: Path, listings: dict[Path, set[str]]) -> tuple[int, str]:
+    """Return the id and file name of an image whose file is there."""
+    entry = entry if isinstance(entry, dict) else {}
+    key, name = whole(entry.get("id")), entry.get("file_name")
+    if key is None:
+        raise UnusableError("without a whole number as id", shown(entry.get("id")))
+    if not isinstance(name, str) or not name:
+        raise UnusableError("without a file_name", shown(name))
+    file = folder / name
+    if file.parent not in listings:  # one look per folder, not one per image
+        listings[file.parent] = _listing(file.parent)
+    if file.name not in listings[file.parent]:
+        raise UnusableError("whose file is not there", f"{shown(name)} in {folder}")
+    return key, name
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (OSError, ValueError):  # no folder, or a name that can be none
+        return set()
+
+
+def _hint_at_folder(entries: list[Any], folder: Path) -> str:
+    """Return what to do about file names that have a folder in them which is there already."""
+    there = _listing(folder)
+    for entry in entries:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str) and name not in there:
+            last = PureWindowsPath(name).name  # takes both kinds of slashes
+            if last in there:
+                return f", or the folder in which {shown(name)} is: {folder} has {shown(last)}"
+    return ""
+
+
+def _with_sizes(
+    images: dict[int, ImageEntry],
+    given: dict[int, dict[str, Any]],
+    folder: Path,
+    max_pixels: int | None,
+    left_out: LeftOut,
+) -> dict[int, ImageEntry]:
+    """Return the images whose files are as large as the json says, with their sizes."""
+    sized = {}
+    with ThreadPoolExecutor(8) as pool:  # waits for the disk, or for the network
+        files = [folder / image.name for image in images.values()]
+        stored = pool.map(_stored_size, files, repeat(max_pixels))
+        for (key, image), real in zip(images.items(), stored, strict=True):
+            if isinstance(real, str):
+                left_out.add("that cannot be read", f"image {key}: {real}")
+                continue
+            said = given[key].get("height"), given[key].get("width")
+            if all(
+                side is None or whole(side) == own for side, own in zip(said, real, strict=True)
+            ):
+                sized[key] = image._replace(size=real)
+                continue
+            left_out.add(
+                "of another size than the json says",
+                f"image {key}: {shown(image.name)} has {real[1]} x {real[0]} pixels, turned as its "
+                f"EXIF says, and the json has {shown(said[1])} x {shown(said[0])}",
+            )
+    return sized
+
+
+def _stored_size(path: Path, max_pixels: int | None) -> tuple[int, int] | str:
+    """Return (height, width) of an image as a viewer shows it, or what is wrong with it."""
+    try:
+        with open_image(path, max_pixels) as image:
+            width, height = image.size
+            # Asked of a PNG without EXIF, getexif would read all of the image.
+            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in {5, 6, 7, 8}
+    except InputError as error:
+        return str(error).splitlines()[0]
+    return (width, height) if turned else (height, width)
