@@ -314,16 +314,14 @@ class CocoDataModule(BaseDataModule):
 
     def source(self, split: Split) -> CocoImages | FolderImages:
         """Return the images of a split."""
-        limit = {"max_pixels": self.max_image_pixels}
+        limit = self.max_image_pixels
         if split == "predict":
             if self.predict_dir is not None:
-                return FolderImages(
-                    self.predict_dir, self.predict_files.files, self.max_image_pixels
-                )
+                return FolderImages(self.predict_dir, self.predict_files.files, limit)
             given = "test" if "test" in self.paths else "val"
-            return CocoImages(self.file(given, "predict"), "predict", **limit)
+            return CocoImages(self.file(given, "predict"), "predict", max_pixels=limit)
         if split != "train":
-            return CocoImages(self.file(split, "eval"), "eval", **limit)
+            return CocoImages(self.file(split, "eval"), "eval", max_pixels=limit)
         file = self.file("train", "train")
         if not self.empty_images and not file.has_objects.any():
             raise InputError(f"{self.paths['train'][0]}: no image has an object to train on")
@@ -333,7 +331,7 @@ class CocoDataModule(BaseDataModule):
             detection_transform(self.hflip, self.scale_and_crop),
             self.empty_images,
             global_seed(),
-            **limit,
+            max_pixels=limit,
         )
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002

@@ -95,8 +95,8 @@ def read_annotations(
                 error.reason, example
             )
             continue
-        for error in bad_parts:
-            found.parts.add(error.reason, f"{name}: {error.found}")
+        for part in bad_parts:
+            found.parts.add(part.reason, f"{name}: {part.found}")
         if train and cleaned["iscrowd"]:
             found.crowds.append(name)
         key = ids[place] if ids else place + 1
@@ -217,7 +217,8 @@ def _numbers(
     annotations: list[Any], images: dict[int, ImageEntry]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Return the boxes (N, 4), their images' (height, width), and `_meant_as_corners` of each."""
-    boxes, sizes, meant = [], [], []
+    boxes, sizes = [], []
+    meant: list[bool] = []
     for entry in annotations:
         if isinstance(entry, dict) and (box := box_of_numbers(entry.get("bbox"))) is not None:
             key = whole(entry.get("image_id"))

@@ -96,7 +96,8 @@ def clean_object(
     box = box_of_numbers(entry.get("bbox"))
     area = number(entry.get("area"))
     known = box is not None and min(box[2:]) > 0 and area is not None and area > 0
-    shape, bad_parts = None, []
+    shape: Any = None
+    bad_parts: list[UnusableError] = []
     if masks or not known:
         try:
             shape, bad_parts = clean_segmentation(entry.get("segmentation"), size)
