@@ -34,7 +34,7 @@ def stage_names(model: Any) -> list[str]:
         ['base.0', 'base.1', 'base.2', 'overview', 'focus.0', 'focus.1']
     """
     if isinstance(model, OverLoCK):
-        if not model.dds:
+        if model.overview_index is None:
             return ["base.0", "base.1", "base.2", "focus.0", "base.3", "focus.1"]
         return ["base.0", "base.1", "base.2", "overview", "focus.0", "focus.1"]
     return [info["module"] for info in model.feature_info]
@@ -83,6 +83,8 @@ def activation_maps(
             f"method is {method!r} and output {output!r}; expected one of {get_args(Method)} and "
             f"of {get_args(Output)}"
         )
+    if output == "overview" and getattr(model, "overview_index", None) is None:
+        raise ValueError("output is 'overview', but the model has no overview")
     names = list(modules or stage_names(model))
     images = at_home(model, images).detach().clone().requires_grad_()
     with evaluation(model), torch.enable_grad(), module_outputs(model, names) as found:

@@ -24,15 +24,15 @@ class DenseFeatures(nn.Module):
     """A timm backbone without its classifier, and a channel LayerNorm on each of its four maps.
 
     With `overview`, the last map becomes norm(last) + scale(1x1(norm(overview))), where overview
-    is the map that the backbone's `feature_info` names behind that of H/32 (OverLoCK's
+    is the map that the backbone declares by its attribute `overview_index` (OverLoCK's
     Overview-Net), and scale is a factor per channel, 1e-5 at the start. Both are as in the dense
     variants of OverLoCK's release: detection with the overview, segmentation without. As there,
-    OverLoCK goes on to H/16 from the normalised map at H/8.
+    a backbone with an overview goes on to H/16 from the normalised map at H/8.
 
     Args:
         backbone: Name of a timm model.
         backbone_args: Arguments of that model, for example `{drop_path_rate: 0.2}`.
-        overview: Add the overview to the last map.
+        overview: Add the overview to the last map; None adds it where the backbone has one.
 
     Attributes:
         backbone: The timm model; its parameters keep their names.
@@ -48,7 +48,10 @@ class DenseFeatures(nn.Module):
     backbone: Any
 
     def __init__(
-        self, backbone: str, backbone_args: dict[str, Any] | None = None, overview: bool = False
+        self,
+        backbone: str,
+        backbone_args: dict[str, Any] | None = None,
+        overview: bool | None = False,
     ) -> None:
         super().__init__()
         self.name = backbone
@@ -63,19 +66,19 @@ class DenseFeatures(nn.Module):
                 f"dense prediction needs {REDUCTIONS} by timm's forward_intermediates, as "
                 "overlock_t, convnext_tiny or resnet50 have them"
             )
-        # The first of each reduction: a second one at H/32 is OverLoCK's overview.
+        # The first of each reduction: a second one at H/32 is an overview.
         self.indices = [found.index(reduction) for reduction in REDUCTIONS]
         self.channels = [int(infos[index]["num_chs"]) for index in self.indices]
         self.reductions = list(REDUCTIONS)
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
-        self.overview = overview
-        if overview:
-            extra = self.indices[-1] + 1
-            if len(found) <= extra:
-                raise InputError(
-                    f"{backbone} has no overview map behind its last one; expected overview false, "
-                    "or an OverLoCK backbone with dds true"
-                )
+        extra: int | None = getattr(self.backbone, "overview_index", None)
+        if overview and extra is None:
+            raise InputError(
+                f"{backbone} has no overview; expected overview false, or an OverLoCK backbone "
+                "with dds true"
+            )
+        self.overview = extra is not None and overview is not False
+        if extra is not None and self.overview:
             self.indices.append(extra)
             self.overview_norm = LayerNorm2d(infos[extra]["num_chs"])
             self.overview_proj = nn.Conv2d(infos[extra]["num_chs"], self.channels[-1], 1)
@@ -83,7 +86,7 @@ class DenseFeatures(nn.Module):
             nn.init.constant_(self.overview_scale.weight, 1e-5)
         # The dense variants of OverLoCK's release compute the map at H/16 from the normalised one
         # at H/8, and so their weights expect it. Other backbones norm what leaves them only.
-        self.inner_norm = len(found) > self.indices[3] + 1
+        self.inner_norm = extra is not None
         if self.inner_norm:
             stage = self.backbone.get_submodule(infos[self.indices[1]]["module"])
             stage.register_forward_hook(self._norm_inside)

@@ -436,7 +436,6 @@ def check_switches(
     feature_guidance: bool,
     kernel_guidance: bool,
     context_update: bool,
-    overview_head: bool,
     small_kernel: int | Sequence[int] | None,
     context_grid: int,
 ) -> None:
@@ -451,10 +450,6 @@ def check_switches(
         ):
             if not on:
                 raise ConfigError(f"{name}=False needs dds=True: without it there is no context")
-        if overview_head:
-            raise ConfigError(
-                "overview_head=True needs dds=True: without it there is no Overview-Net"
-            )
     if mixer == "static":
         for name, off in (
             ("kernel_guidance=False", not kernel_guidance),
@@ -489,7 +484,8 @@ class OverLoCK(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; earlier blocks lie on a linear ramp
             over Base-Net, Overview-Net and Focus-Net.
-        overview_head: build the auxiliary classifier that `forward_overview` needs.
+        overview_head: build the auxiliary classifier that `forward_overview` needs; see
+            `add_overview_head`.
         dds: deep-stage decomposition (section 3.2). Without it the network is a plain pyramid in
             which the dynamic blocks stand behind the static ones and are their own context.
         mixer: "contmix", or "static" for dynamic blocks with the large static kernel alone.
@@ -502,9 +498,16 @@ class OverLoCK(nn.Module):
             that are None).
         context_grid: side of the pooled context.
 
+    Attributes:
+        overview_index: Place of the Overview-Net's map in `feature_info`, None without
+            decomposition. Only a model that has an overview declares this attribute; whoever
+            treats such models in a way of their own asks for it, never for a class or a count.
+
     Raises:
         ConfigError: a combination of switches in which one of them would do nothing.
     """
+
+    overview_index: int | None
 
     def __init__(
         self,
@@ -552,7 +555,6 @@ class OverLoCK(nn.Module):
             feature_guidance=feature_guidance,
             kernel_guidance=kernel_guidance,
             context_update=context_update,
-            overview_head=overview_head,
             small_kernel=small_kernel,
             context_grid=context_grid,
         )
@@ -628,7 +630,9 @@ class OverLoCK(nn.Module):
             dict(num_chs=dims[2] + context_dim, reduction=4 * stem_stride, module="focus.0"),
             dict(num_chs=dims[3] + context_dim, reduction=8 * stem_stride, module="focus.1"),
         ]
+        self.overview_index = None
         if dds:
+            self.overview_index = len(self.feature_info)
             self.feature_info.append(
                 dict(num_chs=dims[3], reduction=8 * stem_stride, module="overview")
             )
@@ -641,9 +645,23 @@ class OverLoCK(nn.Module):
             self.num_features, head_hidden_size, num_classes, global_pool, drop_rate
         )
         self.head.apply(init_weights)
-        self.overview_head = OverviewHead(dims[3], num_classes) if overview_head else None
-        if self.overview_head is not None:
-            self.overview_head.apply(init_weights)
+        self.overview_head: OverviewHead | None = None
+        if overview_head:
+            self.add_overview_head()
+
+    def add_overview_head(self) -> None:
+        """Add the auxiliary classifier of the overview, with new weights.
+
+        Raises:
+            ConfigError: Without decomposition there is no overview.
+        """
+        if self.overview_index is None:
+            raise ConfigError(
+                "overview_head=True needs dds=True: without it there is no Overview-Net"
+            )
+        channels = self.feature_info[self.overview_index]["num_chs"]
+        self.overview_head = OverviewHead(channels, self.num_classes)
+        self.overview_head.apply(init_weights)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters by depth, for layer-wise learning rates."""

@@ -341,6 +341,8 @@ class BaseTask(LightningModule):
             num_classes = class_count(weights, config["classifier"]) or num_classes
             overlay = {"state_dict": weights, "num_classes": num_classes}
             arguments = {"pretrained_cfg_overlay": overlay}
+        if getattr(self.model, "overview_head", None) is not None:
+            arguments["overview_head"] = True
         given = self.build_classifier(num_classes, pretrained=True, **arguments).state_dict()
         own = self.model.state_dict()
         # Both are built alike: only what depends on the number of classes can differ.

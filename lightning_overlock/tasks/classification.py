@@ -69,13 +69,12 @@ class ClassificationTask(BaseTask):
     ) -> None:
         super().__init__(class_names, **kwargs)
 
-    def build_classifier(self, num_classes: int, **kwargs: Any) -> nn.Module:
+    def build_model(self, num_classes: int) -> nn.Module:
         """Return the classifier, with an overview head if there can be one and its loss counts."""
-        model: Any = super().build_classifier(num_classes, **kwargs)
-        # OverLoCK without its decomposition (dds=False) has no Overview-Net.
-        has_overview = hasattr(model, "forward_overview") and model.overview is not None
-        if self.hparams["overview_weight"] > 0 and has_overview:
-            model = super().build_classifier(num_classes, overview_head=True, **kwargs)
+        model: Any = super().build_model(num_classes)
+        overview = getattr(model, "overview_index", None)
+        if self.hparams["overview_weight"] > 0 and overview is not None:
+            model.add_overview_head()
         return model
 
     def configure_losses(self) -> None:

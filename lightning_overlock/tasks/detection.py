@@ -132,11 +132,8 @@ class DetectionTask(BaseTask):
     def build_model(self, num_classes: int) -> nn.Module:
         """Return the detector."""
         hparams = self.hparams
-        features = DenseFeatures(self.backbone, hparams["backbone_args"])
-        reductions = [info["reduction"] for info in features.backbone.feature_info]
-        # OverLoCK's Overview-Net is a second map of that size; others have none.
-        if hparams["overview"] and reductions.count(32) > 1:
-            features = DenseFeatures(self.backbone, hparams["backbone_args"], overview=True)
+        overview = None if hparams["overview"] else False
+        features = DenseFeatures(self.backbone, hparams["backbone_args"], overview)
         return mask_rcnn(
             features,
             num_classes,

@@ -8,7 +8,7 @@ import torch
 from timm.utils import reparameterize_model
 from torch.nn import functional as F
 
-from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.backbones.features import REDUCTIONS, DenseFeatures
 from lightning_overlock.errors import InputError
 
 SMALL = ["test_overlock", "test_convneur", "test_resnet", "test_convnext", "test_efficientnet"]
@@ -164,3 +164,50 @@ def test_weights_of_another_network_are_refused(kind):
     source = (timm.create_model("test_convnext") if kind == "classifier" else other).state_dict()
     with pytest.raises(RuntimeError, match="stem"):
         DenseFeatures("test_overlock").load_weights(source)
+
+
+def maps_and_hooks(name):
+    """Return the reductions of a timm model's maps, and its dense features where it can be one."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        found = [info["reduction"] for info in getattr(model, "feature_info", [])]
+        dense = set(REDUCTIONS) <= set(found) and hasattr(model, "forward_intermediates")
+        features = DenseFeatures(name, overview=None) if dense and len(found) > 4 else None
+    return model, features
+
+
+def assert_no_overview(name):
+    model, features = maps_and_hooks(name)
+    assert getattr(model, "overview_index", None) is None, name
+    if features is not None:
+        assert (features.overview, features.inner_norm) == (False, False), name
+        hooked = [key for key, part in features.backbone.named_modules() if part._forward_hooks]
+        assert hooked == [], name
+        assert len(features.indices) == 4, name
+    return features is not None
+
+
+# One of every family in timm whose networks have more than four maps, those of H/4 to H/32 among
+# them; selecsls42b and hgnet have one at H/64 or a second one at H/32.
+MANY_MAPS = ["selecsls42b", "resnet18", "mobilenetv3_small_050", "test_efficientnet", "vgg11"]
+
+
+@pytest.mark.parametrize("name", MANY_MAPS)
+def test_a_model_that_declares_no_overview_is_taken_for_none_however_many_maps_it_has(name):
+    assert assert_no_overview(name)
+
+
+@pytest.mark.slow
+def test_no_architecture_of_timm_is_taken_for_one_with_an_overview():
+    names = [name for name in timm.list_models() if "overlock" not in name]
+    assert sum(assert_no_overview(name) for name in names) > 100
+
+
+def test_an_overview_is_declared_with_its_place_and_only_where_there_is_one():
+    model = timm.create_model("test_overlock")
+    assert model.feature_info[model.overview_index]["module"] == "overview"
+    assert DenseFeatures("test_overlock", overview=None).overview
+    assert not DenseFeatures("test_overlock").overview
+    without = timm.create_model("test_overlock", dds=False)
+    assert without.overview_index is None
+    assert not DenseFeatures("test_overlock", {"dds": False}, overview=None).overview
