@@ -48,7 +48,7 @@ class DilatedReparamConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        if not self.training:
+        if not self.norm.training:
             weight, bias = self.merged()
             return depthwise(x, [weight], bias=bias)[0]
         parts = [self.large, *self.branches]

@@ -187,8 +187,8 @@ def assert_no_overview(name):
     return features is not None
 
 
-# One of every family in timm whose networks have more than four maps, those of H/4 to H/32 among
-# them; selecsls42b and hgnet have one at H/64 or a second one at H/32.
+# Networks of timm with more than four maps, those of H/4 to H/32 among them; selecsls42b's last is
+# one of H/64.
 MANY_MAPS = ["selecsls42b", "resnet18", "mobilenetv3_small_050", "test_efficientnet", "vgg11"]
 
 
