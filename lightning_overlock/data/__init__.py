@@ -1,5 +1,6 @@
 """Data modules: images and labels for the tasks."""
 
+from lightning_overlock.data.ade20k import Ade20kDataModule
 from lightning_overlock.data.coco import CocoDataModule
 from lightning_overlock.data.cued_digits import CuedDigitsDataModule
 from lightning_overlock.data.digit_scenes import (
@@ -8,10 +9,7 @@ from lightning_overlock.data.digit_scenes import (
 )
 from lightning_overlock.data.digits import ClutteredDigitsDataModule, DigitsDataModule
 from lightning_overlock.data.image_folder import ImageFolderDataModule
-from lightning_overlock.data.segmentation_folder import (
-    Ade20kDataModule,
-    SegmentationFolderDataModule,
-)
+from lightning_overlock.data.segmentation_folder import SegmentationFolderDataModule
 
 __all__ = [
     "Ade20kDataModule",

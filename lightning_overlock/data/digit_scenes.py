@@ -351,6 +351,10 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
         """Write the scenes if they are not there."""
         write_scenes(self.folder, self.scenes)
 
+    def examine(self, split: Split) -> str:
+        """Look for images to predict for; the scenes were written whole."""
+        return super().examine(split) if split == "predict" else ""
+
     def source(self, split: Split) -> LabelledImages | ImageFiles:
         """Return the scenes of a split; without a trainer nobody has prepared them."""
         self.prepare_data()

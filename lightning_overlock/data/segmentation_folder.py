@@ -1,35 +1,54 @@
-"""Images with a class for every pixel: folders of images and of label PNGs, and ADE20K."""
+"""Images with a class for every pixel: folders of images and of label maps."""
 
 import os
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from lightning_overlock.data import ade20k_classes
 from lightning_overlock.data.base import BaseDataModule, Split
-from lightning_overlock.data.dense_transforms import (
-    IGNORE,
-    segmentation_transform,
-    to_float,
-    to_pixels,
-)
+from lightning_overlock.data.class_names import check_class_names, read_class_names
+from lightning_overlock.data.dense_transforms import segmentation_transform, to_float, to_pixels
 from lightning_overlock.data.images import (
+    MAX_PIXELS,
+    FoundImages,
     ImageFiles,
-    find_images,
+    listing,
     predict_files,
     read_image,
 )
+from lightning_overlock.data.label_maps import (
+    Colour,
+    LabelCode,
+    colour_of,
+    label_code,
+    palette_of,
+    read_labels,
+)
+from lightning_overlock.data.label_pairs import (
+    Pair,
+    Problem,
+    match_pairs,
+    size_problems,
+    sizes_differ,
+)
+from lightning_overlock.data.label_survey import (
+    Content,
+    classes_in,
+    judge,
+    numbered_classes,
+    sample,
+    survey,
+)
+from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut, refuse_if_too_many
 from lightning_overlock.data.loading import (
     Collate,
     CorruptImage,
@@ -39,60 +58,7 @@ from lightning_overlock.data.loading import (
     seeded,
     stack,
 )
-from lightning_overlock.errors import InputError
-
-SKIP = "expected the file to be repaired or removed, or data.skip_invalid to be true"
-EXIF_ORIENTATION = 0x0112
-
-
-def read_values(path: str | Path) -> NDArray[np.int32]:
-    """Return the pixels of a label PNG, (H, W) int32: grey values or places in its palette.
-
-    Raises:
-        CorruptImage: The content is no intact image, or its pixels are colours.
-        InputError: The file cannot be opened at all.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in {"1", "L", "P", "I", "I;16", "I;16B"}:
-                raise CorruptImage(
-                    f"{path}: pixels of mode {image.mode}, not one value each\n"
-                    "expected a grey (8 or 16 bits) or palette PNG of class numbers"
-                )
-            return np.asarray(image, dtype=np.int32)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # PIL's readers raise anything on broken bytes
-        if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(f"{path}: {error.strerror}") from error
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptImage(f"{path}: no intact label map ({reason})\n{SKIP}") from error
-
-
-def read_labels(path: str | Path, num_classes: int, reduce_zero_label: bool) -> NDArray[np.uint8]:
-    """Return the label map (H, W) uint8 in a PNG: classes from 0, and 255 where none counts.
-
-    Args:
-        path: The file.
-        num_classes: Number of classes.
-        reduce_zero_label: 0 in the file is no class and 1 is the first.
-
-    Raises:
-        CorruptImage: A value is no class and not 255, or see `read_values`.
-        InputError: See `read_values`.
-    """
-    values = read_values(path)
-    first = int(reduce_zero_label)
-    known = ((values >= 0) & (values < num_classes + first)) | (values == IGNORE)
-    if not known.all():
-        raise CorruptImage(
-            f"{path}: the value {values[~known][0]} is no class\n"
-            f"expected 0 to {num_classes + first - 1} for {num_classes} classes "
-            f"(data.reduce_zero_label is {str(reduce_zero_label).lower()}), or {IGNORE}"
-        )
-    labels = values.astype(np.uint8) - np.uint8(first)  # 0 - 1 is 255
-    labels[values == IGNORE] = IGNORE
-    return labels
+from lightning_overlock.errors import InputError, printable
 
 
 class LabelledImages:
@@ -100,12 +66,12 @@ class LabelledImages:
 
     Args:
         images: Folder of the images.
-        labels: Folder of the label PNGs.
-        pairs: (image, label PNG), paths relative to those.
-        num_classes: Number of classes.
-        reduce_zero_label: See `read_labels`.
+        labels: Folder of the label maps.
+        pairs: (image, label map), paths relative to those.
+        code: Which value is which class.
         transform: Augments (image uint8, labels uint8); may draw random numbers.
-        seed: Seed of those.
+        seed: Of those.
+        max_pixels: Of one image; None is no limit.
     """
 
     def __init__(
@@ -113,18 +79,18 @@ class LabelledImages:
         images: Path,
         labels: Path,
         pairs: list[tuple[str, str]],
-        num_classes: int,
-        reduce_zero_label: bool,
+        code: LabelCode,
         transform: Callable[..., Any] | None = None,
         seed: int = 0,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.folders = str(images), str(labels)
         # Bytes in one array, see `ImageFiles`.
         self.pairs = np.array([[os.fsencode(file) for file in pair] for pair in pairs])
-        self.num_classes = num_classes
-        self.reduce_zero_label = reduce_zero_label
+        self.code = code
         self.transform = transform
         self.seed = seed
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -134,11 +100,11 @@ class LabelledImages:
             os.path.join(folder, os.fsdecode(file))  # noqa: PTH118
             for folder, file in zip(self.folders, self.pairs[key.index], strict=True)
         )
-        picture = read_image(image_path)
-        values = read_labels(label_path, self.num_classes, self.reduce_zero_label)
+        picture = read_image(image_path, self.max_pixels)
+        values = read_labels(label_path, self.code, self.max_pixels)
         if values.shape != picture.size[::-1]:
             raise CorruptImage(
-                _sizes_differ(image_path, picture.size, label_path, values.shape[::-1])
+                sizes_differ(image_path, picture.size, label_path, values.shape[::-1])
             )
         image = F.to_image(picture)
         labels = tv_tensors.Mask(torch.from_numpy(values))
@@ -148,46 +114,35 @@ class LabelledImages:
         return to_float(image), labels.as_subclass(Tensor).long()
 
 
-def _sizes_differ(
-    image: str | Path, image_size: tuple[int, ...], label: str | Path, label_size: tuple[int, ...]
-) -> str:
-    return (
-        f"{label}: {label_size[0]} x {label_size[1]} pixels, but {image_size[0]} x {image_size[1]} "
-        f"in {image} (turned as its EXIF says)\n{SKIP}"
-    )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Return (width, height) as a viewer shows the image, reading no more than its head."""
-    with Image.open(path) as image:
-        # A PNG that names no EXIF in its head would be read to its end for one.
-        known = image.format != "PNG" or "exif" in image.info
-        turned = known and image.getexif().get(EXIF_ORIENTATION, 1) in {5, 6, 7, 8}
-        return image.size[::-1] if turned else image.size
-
-
 class SegmentationFolderDataModule(BaseDataModule):
-    """Images in one folder and label PNGs of the same names in another, for each split.
+    """Images in one folder and label maps of the same names in another, for each split.
 
     Below `root` these are images/{train,val,test} and labels/{train,val,test}, subfolders included;
-    test may be missing. A label PNG is grey (8 or 16 bits) or has a palette; its values are the
-    class numbers, 255 is ignored. Images are float32 RGB in [0, 1], which the task normalises.
+    test, or its labels, may be missing. A label map is a PNG, or another file without loss, that is
+    grey (8 or 16 bits) or has a palette; its values are the class numbers unless `label_values`
+    says otherwise, and 255 is ignored. Images are float32 RGB in [0, 1], which the task normalises.
     Training batches are (images (B, 3, H, W), labels (B, H, W) int64), crops of one size;
     evaluation batches two lists, (images, labels), at the files' own sizes; `predict` has (images,
     paths): of `predict_dir`, or of the test split, or of the validation split.
 
+    Before training, all sizes are compared, and the values of as many label maps as can be read in
+    seconds (`label_survey.PIXELS_READ`) are held against the classes; every map is checked again as
+    it is read.
+
     Args:
         root: folder of the splits.
         train_images: folder of training images, instead of `root`'s.
-        train_labels: folder of their label PNGs.
+        train_labels: folder of their label maps.
         val_images: folder of validation images.
-        val_labels: folder of their label PNGs.
+        val_labels: folder of their label maps.
         test_images: folder of test images.
-        test_labels: folder of their label PNGs.
+        test_labels: folder of their label maps; not needed to predict.
         class_names: the names, or a text file with one per line. None: `root`/classes.txt; without
             it, all training labels are read and the classes are called 0, 1, … to the largest.
+        label_values: the value of each class in the files, in the classes' order: numbers such as
+            [0, 255], or colours such as [[0, 0, 0], [255, 0, 0]]. None: values are class numbers.
         reduce_zero_label: 0 in the files is no class and 1 is the first, as in ADE20K.
-        predict_dir: any folder of images to predict for, with its subfolders.
+        predict_dir: an image, or any folder to predict for, with its subfolders.
         batch_size: images per process and step.
         num_workers: processes that read images; None: one fewer than the cores of this process,
             at most 16.
@@ -198,12 +153,15 @@ class SegmentationFolderDataModule(BaseDataModule):
         largest_share: training: of ten crops, the first in which no class has this share.
         hflip: training: probability of a horizontal flip.
         photometric: training: change brightness, contrast, saturation and hue at random.
-        skip_invalid: leave pairs that are incomplete or do not fit out with a warning that counts
-            them, instead of stopping.
+        skip_invalid: leave pairs that are incomplete or do not fit out and count them, instead of
+            stopping.
+        max_left_out: largest share of a split's files that may be left out.
+        max_image_pixels: largest number of pixels of an image, against files that fill the memory;
+            null is no limit.
 
     Raises:
-        InputError: a folder is missing or empty, an image has no label PNG, a label PNG no image or
-            another size, or an argument is out of its range.
+        InputError: a folder is missing or empty, an image has no label map, a label map no image,
+            another size or other values than the classes have, or an argument is out of its range.
     """
 
     def __init__(
@@ -216,6 +174,7 @@ class SegmentationFolderDataModule(BaseDataModule):
         test_images: str | None = None,
         test_labels: str | None = None,
         class_names: list[str] | str | None = None,
+        label_values: list[int] | list[tuple[int, int, int]] | None = None,
         reduce_zero_label: bool = False,
         predict_dir: str | None = None,
         batch_size: int = 16,
@@ -227,9 +186,13 @@ class SegmentationFolderDataModule(BaseDataModule):
         hflip: float = 0.5,
         photometric: bool = True,
         skip_invalid: bool = False,
+        max_left_out: float = MAX_LEFT_OUT,
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, skip_corrupt=skip_invalid)
+        super().__init__(batch_size, num_workers, skip_invalid, max_left_out, max_image_pixels)
         self.root = root
+        self.given_names = class_names
+        self.label_values = label_values
         self.reduce_zero_label = reduce_zero_label
         self.augmentation: dict[str, Any] = {
             "crop_size": (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size),
@@ -245,30 +208,28 @@ class SegmentationFolderDataModule(BaseDataModule):
             "val": (val_images, val_labels),
             "test": (test_images, test_labels),
         }
-        self.folders: dict[str, tuple[Path, Path]] = {}
+        self.folders: dict[str, tuple[Path, Path | None]] = {}
         for split, (images, labels) in given.items():
             if root and (split != "test" or Path(root, "images/test").is_dir()):
                 images = images or str(Path(root, "images", split))
                 labels = labels or str(Path(root, "labels", split))
-            if (images is None) != (labels is None):
+            if images is None and labels is None:
+                continue
+            if images is None or (labels is None and split != "test"):
                 raise InputError(
                     f"found data.{split}_images {images} and data.{split}_labels {labels}\n"
                     "expected both or neither"
                 )
-            if images is not None and labels is not None:
-                self.folders[split] = Path(images), Path(labels)
-        self.predict_dir: Path | None = None
-        if predict_dir is not None:
-            self.predict_dir, self._predict_files = predict_files(predict_dir)
+            self.folders[split] = Path(images), None if labels is None else Path(labels)
         if not self.folders and predict_dir is None:
             raise InputError("found neither data.root nor data.train_images\nexpected one of them")
-        self._pairs: dict[str, list[tuple[str, str]]] = {}
-        self.class_names = self._read_class_names(class_names)
-        if len(self.class_names) + reduce_zero_label > IGNORE:
-            raise InputError(
-                f"found {len(self.class_names)} classes; {IGNORE} is the label that is ignored\n"
-                f"expected at most {IGNORE - reduce_zero_label}"
-            )
+        self._pairs: dict[str, list[Pair]] = {}
+        self._left_out: dict[str, LeftOut] = {}
+        self._passed_over: dict[str, str] = {}
+        self._contents: dict[str, list[Content]] = {}
+        self._predicted = None if predict_dir is None else predict_files(predict_dir)
+        if self._predicted is None:  # else the training data may be gone
+            _ = self.code
 
     def _check_options(self) -> None:
         options = self.augmentation
@@ -283,8 +244,76 @@ class SegmentationFolderDataModule(BaseDataModule):
         if not 0 < low <= high:
             raise InputError(f"data.ratio is {low}, {high}; expected 0 < smallest <= largest")
 
-    def pairs(self, split: str) -> list[tuple[str, str]]:
-        """Return the (image, label PNG) of a split, sorted, relative to their folders.
+    # Classes
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """The classes' names: as given, or the values of the classes in the files."""
+        given = self.given_names
+        if isinstance(given, list):
+            check_class_names(given, "data.class_names")
+            return list(given)
+        path = Path(self.root, "classes.txt") if given is None else Path(given)
+        if given is not None or (self.root and path.is_file()):
+            return read_class_names(path)
+        if self.label_values is not None:
+            code = label_code(len(self.label_values), False, self.label_values)
+            values = code.values or ()
+            return [f"#{value:06x}" if code.colours else str(value) for value in values]
+        if "train" not in self.folders:
+            raise InputError(
+                "found no names of classes and no training labels\n"
+                "expected data.class_names, or data.train_images and data.train_labels"
+            )
+        labels = self._labels("train")
+        files = [labels / label for _, label in self.pairs("train")]
+        self._contents["train"] = survey(files, False, self.max_image_pixels)
+        return numbered_classes(self._contents["train"], self.reduce_zero_label, labels)
+
+    @property
+    def code(self) -> LabelCode:
+        """Which value in the files is which class."""
+        return label_code(len(self.class_names), self.reduce_zero_label, self.label_values)
+
+    @cached_property
+    def palette(self) -> list[Colour]:
+        """The classes' colours: given, or of the first training label's palette; [] for none."""
+        if self.code.colours and self.code.values:
+            return [colour_of(value) for value in self.code.values]
+        if "train" not in self.folders or not self._labels("train").is_dir():
+            return []
+        with Image.open(self._labels("train") / self.pairs("train")[0][1]) as image:
+            colours = dict(enumerate(palette_of(image)))
+        first = int(self.reduce_zero_label)
+        values = self.code.values or range(first, first + len(self.class_names))
+        found = [colours[value] for value in values if value in colours]
+        return found if len(found) == len(self.class_names) else []
+
+    def label_image(self, labels: NDArray[np.integer[Any]]) -> Image.Image:
+        """Return predicted classes (H, W) as a label map with the values of the data's own."""
+        return self.code.encode(labels)
+
+    def prediction_state(self) -> dict[str, Any]:
+        """Return the classes' names, values and colours."""
+        values = self.label_values
+        return {
+            **super().prediction_state(),
+            "label_values": values and [v if isinstance(v, int) else list(v) for v in values],
+            "reduce_zero_label": self.reduce_zero_label,
+            "palette": [list(colour) for colour in self.palette],
+        }
+
+    def load_prediction_state(self, state: dict[str, Any]) -> None:
+        """Take what `prediction_state` has returned in training."""
+        super().load_prediction_state(state)
+        self.label_values = state.get("label_values")
+        self.reduce_zero_label = bool(state.get("reduce_zero_label"))
+        self.palette = [(red, green, blue) for red, green, blue in state.get("palette", [])]
+
+    # Files
+
+    def pairs(self, split: str) -> list[Pair]:
+        """Return the (image, label map) of a split, sorted, relative to their folders.
 
         Raises:
             InputError: there is no such split, or, unless invalid ones are skipped, one of a pair
@@ -292,156 +321,119 @@ class SegmentationFolderDataModule(BaseDataModule):
         """
         if split in self._pairs:
             return self._pairs[split]
-        if split not in self.folders:
-            raise InputError(
-                f"there is no {split} split\nexpected data.{split}_images and data.{split}_labels"
-            )
-        images, labels = self.folders[split]
+        labels = self._labels(split)
+        images = self.folders[split][0]
         for kind, folder in (("images", images), ("labels", labels)):
             if not folder.is_dir():
-                raise InputError(f"{folder}: no folder\nexpected the {kind} of the {split} split")
-        stems: dict[str, str] = {}
-        problems = []
-        for file in find_images(images).files:
-            other = stems.setdefault(os.path.splitext(file)[0], file)  # noqa: PTH122
-            if other != file:
-                problems.append(f"{images / file}: has the name of {other}, for one label PNG")
-        maps = {
-            os.path.splitext(file)[0]: file  # noqa: PTH122
-            for file in find_images(labels).files
-            if file.lower().endswith(".png")
-        }
-        problems += [
-            f"{images / stems[stem]}: no label map {labels / stem}.png"
-            for stem in stems.keys() - maps.keys()
-        ]
-        problems += [
-            f"{labels / maps[stem]}: no image {images / stem}.*"
-            for stem in maps.keys() - stems.keys()
-        ]
-        self._complain_of(problems)
-        found = [(file, maps[stem]) for stem, file in stems.items() if stem in maps]
-        if not found:
-            raise InputError(f"{images}: no images with label PNGs in {labels}\nexpected some")
-        self._pairs[split] = found
-        return found
-
-    def setup(self, stage: str) -> None:
-        """Look at the sizes of all images and label PNGs of the stage before it begins."""
-        stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in stages.get(stage, ()):
-            pairs = self.pairs(split)
-            images, labels = self.folders[split]
-            files = [(images / image, labels / label) for image, label in pairs]
-            with ThreadPoolExecutor(16) as pool:  # it is the disk that is waited for
-                problems = list(pool.map(_pair_problem, files))
-            self._complain_of([problem for problem in problems if problem])
-            self._pairs[split] = [
-                pair for pair, problem in zip(pairs, problems, strict=True) if not problem
-            ]
-
-    def _complain_of(self, problems: list[str]) -> None:
-        """Stop at the first problem, or warn of all."""
-        if not problems:
-            return
-        problems = sorted(problem.removesuffix(f"\n{SKIP}") for problem in problems)
-        if not self.skip_corrupt:
-            raise InputError(f"{problems[0]}\n{SKIP}")
-        some = "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
-        warnings.warn(f"{len(problems)} invalid files left out: {some}", stacklevel=2)
-
-    def _read_class_names(self, given: list[str] | str | None) -> list[str]:
-        if isinstance(given, list):
-            return list(given)
-        path = Path(self.root, "classes.txt") if given is None and self.root else given
-        if given is not None or (path is not None and Path(path).is_file()):
-            try:
-                lines = Path(str(path)).read_text(encoding="utf-8").splitlines()
-            except (OSError, ValueError) as error:
                 raise InputError(
-                    f"data.class_names: {path} cannot be read ({error})\n"
-                    "expected a list, or a text file with a name per line"
-                ) from error
-            return [line.strip() for line in lines if line.strip()]
-        if "train" not in self.folders:
-            return []  # a checkpoint knows its own
-        folder = self.folders["train"][1]
-        first = int(self.reduce_zero_label)
-        largest = 0
-        for _, label in self.pairs("train"):
-            values = read_values(folder / label)
-            largest = max(largest, int(values[values != IGNORE].max(initial=0)))
-        return [str(number) for number in range(first, largest + 1)]
+                    f"{printable(folder)}: no folder\nexpected the {kind} of the {split} split"
+                )
+        matched = match_pairs(images, labels)
+        self._left_out[split] = LeftOut("files")
+        self._left_out[split].merge(matched.found.left_out)
+        passed_over = matched.found.passed_over
+        self._passed_over[split] = (
+            f"passed over {passed_over.reasons()}" if passed_over.total else ""
+        )
+        self._leave_out(split, matched.problems, len(matched.pairs))
+        if not matched.pairs:
+            raise InputError(
+                f"{printable(images)}: no images with label maps in {printable(labels)}\n"
+                f"found {listing(images)} and {listing(labels)}\n"
+                "expected files of the same names but for the suffix"
+            )
+        self._pairs[split] = matched.pairs
+        return matched.pairs
 
-    @cached_property
-    def palette(self) -> list[tuple[int, int, int]]:
-        """The classes' colours: those of the first training label's palette, if it has one."""
-        if "train" not in self.folders or not self.folders["train"][1].is_dir():
-            return []
-        with Image.open(self.folders["train"][1] / self.pairs("train")[0][1]) as image:
-            values = (image.getpalette() or []) if image.mode == "P" else []
-        first = int(self.reduce_zero_label)
-        colours = list(zip(values[::3], values[1::3], values[2::3], strict=True))
-        return colours[first : first + len(self.class_names)]
+    def _labels(self, split: str) -> Path:
+        if split not in self.folders or self.folders[split][1] is None:
+            what = "labels" if split in self.folders else "split"
+            raise InputError(
+                f"there is no {split} {what}\nexpected data.{split}_images and data.{split}_labels"
+            )
+        return cast("Path", self.folders[split][1])
+
+    def _leave_out(self, split: str, problems: list[Problem], used: int) -> None:
+        """Stop at the first problem, or count all."""
+        problems = sorted(problems, key=lambda problem: problem.message)
+        if problems and not self.skip_corrupt:
+            first, *rest = problems[0].message.split("\n")
+            more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 else ""
+            raise InputError("\n".join([first + more, *rest]))
+        left_out = self._left_out[split]
+        for problem in problems:
+            left_out.add(problem.reason, problem.file)
+        source = printable(self.folders[split][0])
+        refuse_if_too_many(source, left_out, used + left_out.total, self.max_left_out)
+
+    def examine(self, split: Split) -> str:
+        """Compare the sizes of images and label maps, and look at the labels' values."""
+        if split == "predict":
+            return self._unlabelled()[1].summary()
+        pairs, labels = self.pairs(split), self._labels(split)
+        files = [(self.folders[split][0] / image, labels / label) for image, label in pairs]
+        problems, pixels = size_problems(files, self.max_image_pixels)
+        kept = [number for number, problem in enumerate(problems) if not problem]
+        self._leave_out(split, [problem for problem in problems if problem], len(kept))
+        self._pairs[split] = [pairs[number] for number in kept]
+        told = self._look_at_labels(split, [files[number][1] for number in kept], pixels)
+        if self._left_out[split].total:
+            left_out = self._left_out[split]
+            told.insert(0, left_out.summary(len(kept) + left_out.total))
+        return "; ".join(filter(None, [*told, self._passed_over[split]]))
+
+    def _look_at_labels(self, split: str, paths: list[Path], pixels: int) -> list[str]:
+        code, limit = self.code, self.max_image_pixels
+        contents = self._contents.get(split)
+        if contents is None:
+            contents = survey(sample(paths, pixels), code.colours, limit)
+            rare = len(classes_in(contents, code)) < 2
+            if rare and len(contents) < len(paths):  # rare, or not there at all
+                contents = survey(paths, code.colours, limit)
+            self._contents[split] = contents
+        told = judge(
+            contents,
+            code,
+            self.class_names,
+            self._labels(split),
+            training=split == "train",
+            skip=self.skip_corrupt,
+            max_left_out=self.max_left_out,
+        )
+        if len(contents) < len(paths):
+            told.append(
+                f"the values of {len(contents):,} of {len(paths):,} label maps were looked at, and "
+                "each is when it is read"
+            )
+        return told
+
+    def _unlabelled(self) -> tuple[Path, FoundImages]:
+        """Return the folder to predict for, and its images."""
+        if self._predicted is None:
+            name = "test" if "test" in self.folders else "val"
+            if name not in self.folders:
+                raise InputError("found nothing to predict for\nexpected data.predict_dir")
+            self._predicted = predict_files(self.folders[name][0])
+        return self._predicted
 
     def source(self, split: Split) -> LabelledImages | ImageFiles:
         """Return the images of a split."""
-        if split == "predict" and self.predict_dir is not None:
-            return ImageFiles(self.predict_dir, self._predict_files.files, None, to_pixels)
         if split == "predict":
-            name = "test" if "test" in self.folders else "val"
-            files = [image for image, _ in self.pairs(name)]
-            return ImageFiles(self.folders[name][0], files, None, to_pixels)
+            folder, found = self._unlabelled()
+            return ImageFiles(
+                folder, found.files, None, to_pixels, max_pixels=self.max_image_pixels
+            )
         pairs = self.pairs(split)
         return LabelledImages(
-            *self.folders[split],
+            self.folders[split][0],
+            self._labels(split),
             pairs,
-            len(self.class_names),
-            self.reduce_zero_label,
+            self.code,
             segmentation_transform(**self.augmentation) if split == "train" else None,
             global_seed(),
+            self.max_image_pixels,
         )
 
     def collate(self, split: Split) -> Collate:
         """Return what stacks training crops and makes lists of images of other splits."""
         return stack if split == "train" else as_lists
-
-
-def _pair_problem(pair: tuple[Path, Path]) -> str:
-    """Return what the heads of an image and a label PNG say against them, "" if nothing."""
-    sizes = []
-    for path in pair:
-        try:
-            sizes.append(_size(path))
-        except Exception as error:  # PIL's readers raise anything on broken bytes
-            return f"{path}: no intact image ({error})"
-    return "" if sizes[0] == sizes[1] else _sizes_differ(pair[0], sizes[0], pair[1], sizes[1])
-
-
-class Ade20kDataModule(SegmentationFolderDataModule):
-    """ADE20K's 150 classes, as the scene parsing benchmark has them (ADEChallengeData2016).
-
-    See `SegmentationFolderDataModule`. The label 0 is no class and is ignored.
-
-    Args:
-        root: ADEChallengeData2016, with images/{training,validation} and
-            annotations/{training,validation}.
-        kwargs: as for `SegmentationFolderDataModule`.
-    """
-
-    def __init__(self, root: str = "", **kwargs: Any) -> None:
-        folder = Path(root)
-        super().__init__(
-            train_images=str(folder / "images/training") if root else None,
-            train_labels=str(folder / "annotations/training") if root else None,
-            val_images=str(folder / "images/validation") if root else None,
-            val_labels=str(folder / "annotations/validation") if root else None,
-            class_names=ade20k_classes.CLASS_NAMES,
-            reduce_zero_label=True,
-            **kwargs,
-        )
-
-    @cached_property
-    def palette(self) -> list[tuple[int, int, int]]:
-        """The benchmark's colours."""
-        return ade20k_classes.PALETTE

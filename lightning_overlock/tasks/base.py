@@ -389,7 +389,7 @@ class BaseTask(LightningModule):
                 f"checkpoint {self.trainer.ckpt_path} was made with {made_with}, "
                 f"this task has {self.backbone}\n{difference}"
             )
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         predicts = self.trainer.state.fn == "predict"
         if predicts and "data" in checkpoint and hasattr(data, "load_prediction_state"):
             data.load_prediction_state(checkpoint["data"])
@@ -416,7 +416,7 @@ class BaseTask(LightningModule):
         Raises:
             InputError: None could.
         """
-        loader = self.trainer.predict_dataloaders
+        loader: Any = self.trainer.predict_dataloaders
         own: list[str] = getattr(loader, "unreadable", [])
         parts = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -470,7 +470,7 @@ class BaseTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs of the data; refuse to save NaN weights over good ones."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "prediction_state"):
             checkpoint["data"] = data.prediction_state()
         weights = checkpoint["state_dict"]

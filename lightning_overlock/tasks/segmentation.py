@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from rich.table import Table
+from rich.text import Text
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -389,7 +390,7 @@ class SegmentationTask(BaseTask):
                 # Neither predicted nor there, or not there: no number.
                 values = ["" if math.isnan(x) else f"{x:.6f}" for x in (iou, accuracy)]
                 writer.writerow([name, *values, count])
-                table.add_row(name, *(value[:6] for value in values), str(count))
+                table.add_row(Text(name), *(value[:6] for value in values), str(count))
         rich.print(table)
         rank_zero_info(f"Classes: {path}")
 
@@ -413,8 +414,8 @@ class SegmentationTask(BaseTask):
     def on_predict_start(self) -> None:
         """Find out how the data's files number their classes, and where they lie."""
         super().on_predict_start()
-        data = getattr(self.trainer, "datamodule", None)
-        self._first_value = int(getattr(data, "reduce_zero_label", False))
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self._label_image = getattr(data, "label_image", Image.fromarray)
         # Paths below the data's folder keep their subfolders.
         source = getattr(self.trainer.predict_dataloaders, "source", None)
         self._folder = getattr(source, "folder", None)
@@ -434,8 +435,7 @@ class SegmentationTask(BaseTask):
         for image, path, labels in zip(images, paths, self.predict_labels(images), strict=True):
             target = self._target(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            values = (labels + self._first_value).to(torch.uint8).cpu()
-            Image.fromarray(values.numpy()).save(target)
+            self._label_image(labels.to(torch.uint8).cpu().numpy()).save(target)
             written.append(str(target))
             if self.hparams["save_overlays"]:
                 drawn = overlay(image, labels, self.palette).permute(1, 2, 0)

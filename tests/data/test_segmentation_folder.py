@@ -1,5 +1,6 @@
 """Folders of images and label PNGs, and ADE20K's layout, made by these tests."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_overlock.data import Ade20kDataModule, SegmentationFolderDataModule
-from lightning_overlock.data.segmentation_folder import read_labels
+from lightning_overlock.data.label_maps import LabelCode, read_labels
 from lightning_overlock.errors import InputError
 
 CLASSES = ["sky", "sea", "land"]
@@ -37,7 +38,7 @@ def root(tmp_path):
             write_pair(
                 tmp_path / "images" / split, tmp_path / "labels" / split, f"deep/{number}", size
             )
-    (tmp_path / "classes.txt").write_text("sky\nsea\n\nland\n")
+    (tmp_path / "classes.txt").write_text("sky\nsea\nland\n")
     return tmp_path
 
 
@@ -85,14 +86,14 @@ def save(path: Path, values: Any, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["L", "P", "I;16"])
 def test_values_are_classes_whatever_kind_of_png(tmp_path, kind):
     path = save(tmp_path / "a.png", [[0, 1, 2], [3, 255, 0]], kind)
-    assert read_labels(path, 4, False).tolist() == [[0, 1, 2], [3, 255, 0]]
+    assert read_labels(path, LabelCode(4, False)).tolist() == [[0, 1, 2], [3, 255, 0]]
     # 0 is no class, 1 is the first; 255 stays what it is.
-    assert read_labels(path, 3, True).tolist() == [[255, 0, 1], [2, 255, 255]]
+    assert read_labels(path, LabelCode(3, True)).tolist() == [[255, 0, 1], [2, 255, 255]]
 
 
 def test_black_and_white_pngs_have_two_classes(tmp_path):
     Image.fromarray(np.array([[False, True]])).save(tmp_path / "a.png")
-    assert read_labels(tmp_path / "a.png", 2, False).tolist() == [[0, 1]]
+    assert read_labels(tmp_path / "a.png", LabelCode(2, False)).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -108,21 +109,21 @@ def test_black_and_white_pngs_have_two_classes(tmp_path):
 def test_a_value_out_of_range_names_its_file(tmp_path, value, kind, reduce, message):
     path = save(tmp_path / "a.png", [[0, 1], [255, value]], kind)
     with pytest.raises(InputError, match=message) as caught:
-        read_labels(path, 3, reduce)
+        read_labels(path, LabelCode(3, reduce))
     assert str(caught.value).startswith(f"{path}: ")
     assert len(str(caught.value).splitlines()) <= 3
 
 
 def test_colours_and_broken_files_are_no_labels(tmp_path):
     path = tmp_path / "a.png"
-    Image.new("RGB", (2, 2)).save(path)
-    with pytest.raises(InputError, match=r"a\.png: pixels of mode RGB"):
-        read_labels(path, 3, False)
+    Image.fromarray(np.eye(3, dtype=np.uint8)[None] * 255).save(path)
+    with pytest.raises(InputError, match=r"a\.png: 3 colours \(\(0, 0, 255\), \(0, 255, 0\), "):
+        read_labels(path, LabelCode(3, False))
     path.write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"a\.png: no intact label map"):
-        read_labels(path, 3, False)
+    with pytest.raises(InputError, match=r"a\.png: no intact image"):
+        read_labels(path, LabelCode(3, False))
     with pytest.raises(InputError, match=r"gone\.png: No such file"):
-        read_labels(tmp_path / "gone.png", 3, False)
+        read_labels(tmp_path / "gone.png", LabelCode(3, False))
 
 
 def test_a_turned_image_has_a_label_map_as_a_viewer_shows_it(root):
@@ -187,7 +188,8 @@ def test_prediction_has_paths_of_any_folder_or_of_the_validation_images(root, tm
     data = SegmentationFolderDataModule(
         predict_dir=str(root / "images"), num_workers=0, batch_size=4
     )
-    assert data.class_names == []
+    data.load_prediction_state({"class_names": CLASSES})  # no labels are needed for it
+    assert data.class_names == CLASSES
     paths = [path for _, paths in data.predict_dataloader() for path in paths]
     assert len(paths) == 9
     assert paths[0] == str(root / "images/train/deep/0.png")
@@ -266,22 +268,24 @@ def test_pairs_that_do_not_fit_are_named_before_training_or_left_out(root, chang
         folder(root).setup("fit")
     assert len(str(caught.value).splitlines()) <= 3
     assert "data.skip_invalid" in str(caught.value)
-    data = folder(root, skip_invalid=True)
-    with pytest.warns(UserWarning, match=f"invalid files left out: .*{message}"):
-        data.setup("fit")
-    # Of two images for one label PNG one is kept.
-    assert len(data.source("train")) == (6 if change is double else 5)
+    with pytest.raises(InputError, match=r"1 of [67] files would be left out: 1 \w+.*\n.*0\.1"):
+        folder(root, skip_invalid=True).setup("fit")
+    data = folder(root, skip_invalid=True, max_left_out=0.2)
+    used = 6 if change is double else 5  # of two images for one label map one is kept
+    assert re.match(rf"used {used} of [67] files, 1 left out: 1 \w+ .*3\.", data.examine("train"))
+    assert len(data.source("train")) == used
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_value_out_of_range_is_named_while_training_or_skipped(root, workers):
+def test_a_value_out_of_range_is_named_when_it_is_read_or_skipped(root, workers):
     Image.fromarray(np.full((48, 32), 77, np.uint8)).save(root / "labels/val/deep/2.png")
     data = folder(root, num_workers=workers)
-    data.setup("validate")
     with pytest.raises(InputError, match=r"labels/val/deep/2\.png: the value 77 is no class"):
         list(data.val_dataloader())
     data.teardown("")
-    data = folder(root, num_workers=workers, skip_invalid=True)
+    data = folder(root, num_workers=workers, skip_invalid=True, max_left_out=0.5)
+    told = "used 2 of 3 label maps, 1 left out: 1 with values that are no class"
+    assert told in data.examine("val")
     with pytest.warns(UserWarning, match=r"1 unreadable .*deep/2\.png: the value 77"):
         assert sum(len(images) for images, _ in data.val_dataloader()) == 2
     data.teardown("")
@@ -294,7 +298,7 @@ def test_a_value_out_of_range_is_named_while_training_or_skipped(root, workers):
         ({"largest_share": 0}, r"data\.largest_share is 0"),
         ({"ratio": (2, 1)}, r"data\.ratio is 2, 1"),
         ({"crop_size": 0}, r"data\.crop_size is \(0, 0\)"),
-        ({"test_images": "x"}, r"data\.test_images x and data\.test_labels None"),
+        ({"test_labels": "x"}, r"data\.test_images None and data\.test_labels x"),
         ({"batch_size": 0}, r"data\.batch_size is 0"),
     ],
 )
