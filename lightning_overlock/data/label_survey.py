@@ -219,10 +219,10 @@ def _absent_classes(
     ignored = ignored if IGNORE in values and not code.colours else ""
     black_and_white = bool(ignored) and values == [0, IGNORE]
     if len(present) < 2 and len(names) > 1 and (training or black_and_white):
-        only = f"only of class '{names[next(iter(present))]}'" if present else "of no class"
+        only = f"only class '{names[next(iter(present))]}' occurs" if present else "no class occurs"
         raise InputError(
-            f"{printable(folder)}: the {count} hold {_listed(values, code.colours)}, which is "
-            f"{only}{ignored}\n'{printable(absent[0])}' never occurs; expected {code.expected}\n"
+            f"{printable(folder)}: in the {count} (values {_listed(values, code.colours)}) {only}"
+            f"{ignored}\n'{printable(absent[0])}' never does; expected {code.expected}\n"
             f"{_remedy(values, code)}"
         )
     hint = f" ({_remedy(values, code)})" if ignored else ""
