@@ -8,17 +8,17 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 
-.PHONY: quickstart test slow test-notebooks check clean
+.PHONY: quickstart test slow test-notebooks check docs oldest wheel-check coverage clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
 	$(BIN)/lightning sweep run overlock_components --profile quickstart --workers 2
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
 
 slow: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --durations=15
 
 test-notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
@@ -28,6 +28,24 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
+
+# The oldest releases that pyproject.toml allows, in an environment of their own.
+oldest: .venv-oldest/ready
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -m "not slow"
+
+# The wheel without its checkout: what somebody gets who installs it.
+wheel-check: .venv/ready
+	rm -rf build/wheel && $(UV) build --quiet --wheel --out-dir build/wheel --python $(BIN)/python .
+	$(UV) venv --quiet --clear --python $(PYTHON) build/wheel/venv
+	$(UV) pip install --quiet --python build/wheel/venv/bin/python build/wheel/*.whl
+	tests/wheel_check.sh $(CURDIR)/build/wheel/venv/bin
+
+coverage: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov=lightning_overlock --cov-report=term-missing:skip-covered
+
 .tools/bin/uv:
 	$(PYTHON) -m pip install --quiet --target .tools uv
 
@@ -36,5 +54,14 @@ check: .venv/ready
 	$(UV) pip install --quiet --python $(BIN)/python --editable . --group dev --group notebooks
 	touch $@
 
+.venv/docs: .venv/ready
+	$(UV) pip install --quiet --python $(BIN)/python --group docs
+	touch $@
+
+.venv-oldest/ready: pyproject.toml $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-oldest
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable . --group dev --group notebooks
+	touch $@
+
 clean:
-	rm -rf .venv .tools build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .tools build dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_overlock.bench.command import digits
+from lightning_overlock.bench.report import digits
 
 
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:

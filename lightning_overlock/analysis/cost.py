@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.analysis.hooks import evaluation
 from lightning_overlock.analysis.style import panels, style
-from lightning_overlock.bench import command as bench
-from lightning_overlock.bench.worker import Step
+from lightning_overlock.bench import measure
+from lightning_overlock.bench.measure import Step
 from lightning_overlock.layers.tap import Tap
 
 Row = dict[str, Any]
@@ -89,7 +89,7 @@ def stage_costs(
         "inference ms": _times(model, stages, images, seconds),
     }
     totals = {
-        "parameters M": bench.parameter_count(model) / 1e6,
+        "parameters M": measure.parameter_count(model) / 1e6,
         "multiply-adds G": costs["multiply-adds G"].pop("total"),
         "activations MiB": costs["activations MiB"].pop("total"),
         "inference ms": costs["inference ms"].pop("total"),
@@ -117,7 +117,7 @@ def _multiply_adds(
 ) -> dict[str, float]:
     """Billions, of one image, by stage and in total."""
     with FlopCounterMode(display=False) as counter:
-        total = bench.multiply_adds(model, (3, *size))
+        total = measure.multiply_adds(model, (3, *size))
     by_module = counter.get_flop_counts()
     root = type(model).__name__
     flops = {name: sum(by_module.get(f"{root}.{name}", {}).values()) for name in stages}
@@ -149,8 +149,8 @@ def _activations(
     found = dict.fromkeys(stages, 0.0)
     for name, size in kept.values():
         if name:
-            found[name] += size / bench.MIB
-    return found | {"total": sum(size for _, size in kept.values()) / bench.MIB}
+            found[name] += size / measure.MIB
+    return found | {"total": sum(size for _, size in kept.values()) / measure.MIB}
 
 
 def _times(
@@ -173,14 +173,14 @@ def _times(
         spent = passes[-1]
         spent[name] = spent.get(name, 0.0) + now() - started[name]
 
-    forward = bench.inference_step(model, images)
+    forward = measure.inference_step(model, images)
 
     def step() -> None:
         passes.append({})
         forward()
 
     with _watched(stages, enter, leave):
-        whole = bench.time_in_turn({"model": step}, seconds, device)["model"]
+        whole = measure.time_in_turn({"model": step}, seconds, device)["model"]
     # `time_in_turn` runs everything twice and takes the second.
     second = passes[1::2]
     found = {name: statistics.median(p.get(name, 0.0) for p in second) for name in stages}
@@ -265,7 +265,7 @@ def growth_rows(
 
     Returns:
         Rows with "model", "side px", "multiply-adds G" (of one image), "inference ms" and
-        "inference peak MiB" (both of the batch; the latter as `bench.peak_memory` measures it,
+        "inference peak MiB" (both of the batch; the latter as `measure.peak_memory` measures it,
         None where the system cannot tell).
 
     Example:
@@ -282,23 +282,23 @@ def growth_rows(
             images = torch.randn(batch_size, 3, side, side, device=weight.device)
             steps[name] = _in_evaluation(model, images.to(weight.dtype))
         device = next(next(iter(models.values())).parameters()).device
-        times = bench.time_in_turn(steps, seconds, device)
+        times = measure.time_in_turn(steps, seconds, device)
         for name, model in models.items():
-            peak = bench.peak_memory(steps[name], device)
+            peak = measure.peak_memory(steps[name], device)
             rows.append(
                 {
                     "model": name,
                     "side px": side,
-                    "multiply-adds G": bench.multiply_adds(model, (3, side, side)) / 1e9,
+                    "multiply-adds G": measure.multiply_adds(model, (3, side, side)) / 1e9,
                     "inference ms": 1e3 * times[name],
-                    "inference peak MiB": None if peak is None else peak / bench.MIB,
+                    "inference peak MiB": None if peak is None else peak / measure.MIB,
                 }
             )
     return rows
 
 
 def _in_evaluation(model: nn.Module, images: Tensor) -> Step:
-    forward = bench.inference_step(model, images)
+    forward = measure.inference_step(model, images)
 
     def step() -> object:
         with evaluation(model):

@@ -1,4 +1,4 @@
-"""A process of its own for something that is measured.
+"""A process of its own for a model that is measured.
 
 What runs in one process shares memory that is freed and used again: how fast a model is would
 depend on what ran beside it.
@@ -7,63 +7,57 @@ depend on what ran beside it.
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-Step = Callable[[], object]
+from lightning_overlock.bench.measure import Step
+
+# In the process: the steps that it holds, once they are made.
+_steps: Mapping[str, Step] | None = None
 
 
-class StepProcess:
+class Worker:
     """Holds named steps in a process, where functions of one of them are called on request.
 
     Use it as a context manager, which ends the process.
 
     Args:
-        title: what the process is called when it ends by itself.
-        make: returns the steps by name, in the process; a function of a module.
-        arguments: of `make`, picklable.
+        title: What the process is called when it ends by itself.
+        make: Returns the steps by name, in the process; a function of a module.
+        arguments: Arguments of `make`, picklable.
     """
 
     def __init__(
         self, title: str, make: Callable[..., Mapping[str, Step]], *arguments: Any
     ) -> None:
         self.title = title
-        context = multiprocessing.get_context("spawn")
-        self._connection, remote = context.Pipe()
-        threads = torch.get_num_threads()
-        self._process = context.Process(
-            target=_serve, args=(remote, threads, make, arguments), daemon=True
+        self._make = (make, arguments)
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _start, (torch.get_num_threads(),)
         )
-        self._process.start()
-        remote.close()
 
     def ask(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return `function(step, *arguments)` of the step of that name.
 
         Args:
-            name: of the step.
-            function: a function of a module.
-            arguments: picklable.
+            name: Name of the step.
+            function: A function of a module.
+            arguments: Further arguments, picklable.
 
         Raises:
-            RuntimeError: the process has ended, killed for the memory it took, perhaps.
-            Exception: what `make` or the function raised.
+            RuntimeError: The process has ended, killed for the memory it took, perhaps.
+            Exception: What `make` or the function raised.
         """
         try:
-            self._connection.send((name, function, arguments))
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._process.join()
-            code = self._process.exitcode
+            return self._pool.submit(_call, self._make, name, function, arguments).result()
+        except BrokenProcessPool as error:
             raise RuntimeError(
-                f"the process of '{self.title}' ended with exit code {code}"
+                f"the process of '{self.title}' ended, for want of memory perhaps"
             ) from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def __enter__(self) -> Self:
         return self
@@ -74,26 +68,22 @@ class StepProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.terminate()
-        self._process.join()
-        self._connection.close()
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _serve(
-    connection: Connection, threads: int, make: Callable[..., Mapping[str, Step]], arguments: Any
-) -> None:
+def _start(threads: int) -> None:
     # Ctrl-C reaches all processes of a terminal; the one that asks ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    steps: Mapping[str, Step] | None = None
-    while True:
-        try:
-            name, function, rest = connection.recv()
-        except EOFError:
-            return
-        try:
-            if steps is None:
-                steps = make(*arguments)
-            connection.send(function(steps[name], *rest))
-        except Exception as error:
-            connection.send(error)
+
+
+def _call(
+    make: tuple[Callable[..., Mapping[str, Step]], tuple[Any, ...]],
+    name: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Any:
+    global _steps
+    if _steps is None:
+        _steps = make[0](*make[1])
+    return function(_steps[name], *arguments)

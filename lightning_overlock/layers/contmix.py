@@ -7,11 +7,7 @@ from torch.nn import functional as F
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.tap import Tap
-from lightning_overlock.ops.contmix.operator import (
-    contmix_from_queries,
-    contmix_kernels,
-    contmix_logits,
-)
+from lightning_overlock.ops.contmix.operator import contmix, contmix_kernels
 
 
 class ContMix(nn.Module):
@@ -98,18 +94,23 @@ class ContMix(nn.Module):
             x = F.interpolate(x, resized, mode="bilinear")
             context = x if same else F.interpolate(context, resized, mode="bilinear")
             value = F.interpolate(value, resized, mode="bilinear")
-        query, prototypes = self._query_and_prototypes(x, context)
+        query, tap_weights = self._query_and_tap_weights(x, context)
         if self.kernel_tap.wanted or self.small_kernel_tap.wanted:
-            small, large = contmix_logits(
-                query, prototypes, self.kernel_map.bias, self.small_kernel
+            small, large = contmix_kernels(
+                query,
+                tap_weights,
+                self.kernel_map.bias,
+                self.large_bias,
+                self.small_bias,
+                self.small_kernel,
             )
-            self.kernel_tap(contmix_kernels(large, self.large_bias, *resized))
+            self.kernel_tap(large)
             if small is not None:
-                self.small_kernel_tap(contmix_kernels(small, self.small_bias, *resized))
-        mixed = contmix_from_queries(
+                self.small_kernel_tap(small)
+        mixed = contmix(
             value,
             query,
-            prototypes,
+            tap_weights,
             self.kernel_map.bias,
             small_kernel=self.small_kernel,
             large_bias=self.large_bias,
@@ -126,8 +127,8 @@ class ContMix(nn.Module):
             return height, width
         return (k * height // short, k * width // short)
 
-    def _query_and_prototypes(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries (B, C/2, H, W) and prototypes (B, G, C/2/G, k*k + K*K)."""
+    def _query_and_tap_weights(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, C/2, H, W) and tap_weights (B, G, C/2/G, k*k + K*K)."""
         query = self.query(x)
         key = self.key(F.adaptive_avg_pool2d(context, self.context_grid))
         key = key.reshape(key.shape[0], self.groups, -1, self.context_grid**2)

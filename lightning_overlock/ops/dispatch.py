@@ -1,9 +1,10 @@
-"""Forms that an operation is computed in: which one "auto" means, and where Triton's can run."""
+"""Which backend an operation runs on: what "auto" means, and where Triton's kernels can run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -12,39 +13,60 @@ TRITON_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class ForcedForm:
-    """Makes `form="auto"` of an operation mean one form inside a block, to compare whole models.
+class Backends:
+    """The backends of one operation, all with the same result.
 
     Args:
-        names: the operation's forms.
+        names: The operation's own backends.
 
     Attributes:
-        form: the one that "auto" means now; None outside of blocks.
+        names: All backends by name, those from outside included.
+        outside: Backends that another module brought, for example a benchmark's baseline: functions
+            with the arguments of the operation.
+        forced: The backend that "auto" means now; None outside of `force`.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.form: str | None = None
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+        self.outside: dict[str, Callable[..., Any]] = {}
+        self.forced: str | None = None
 
-    @contextmanager
-    def __call__(self, form: str) -> Iterator[None]:
-        """Enter a block in which "auto" means `form`.
+    def add(self, name: str, function: Callable[..., Any]) -> None:
+        """Bring a backend from outside."""
+        self.outside[name] = function
+        self.names.append(name)
+
+    def resolve(self, backend: str) -> str:
+        """Return the backend that a call runs on; "auto" is left where nothing is forced.
 
         Raises:
-            ValueError: the form is unknown.
+            ValueError: The backend is unknown.
         """
-        if form not in self.names:
-            raise ValueError(f"form is '{form}', expected one of {self.names}")
-        before, self.form = self.form, form
+        if backend == "auto":
+            return self.forced or backend
+        if backend not in self.names:
+            raise ValueError(f"backend is '{backend}', expected 'auto' or one of {self.names}")
+        return backend
+
+    @contextmanager
+    def force(self, backend: str) -> Iterator[None]:
+        """Make "auto" mean one backend inside a block, to compare whole models.
+
+        Raises:
+            ValueError: The backend is unknown.
+        """
+        if backend not in self.names:
+            raise ValueError(f"backend is '{backend}', expected one of {self.names}")
+        before, self.forced = self.forced, backend
         try:
             yield
         finally:
-            self.form = before
+            self.forced = before
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def triton_obstacle(device: torch.device) -> str | None:
-    """What keeps Triton from running on a device."""
+    """Return what keeps Triton from running on a device, None if nothing does."""
     if device.type == "meta":  # where nothing runs
         return None
     if find_spec("triton") is None:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from timm.utils import reparameterize_model
 
-from lightning_overlock.bench.command import (
+from lightning_overlock.bench.measure import (
     inference_step,
     multiply_adds,
     parameter_count,

@@ -16,7 +16,7 @@ from lightning_overlock.analysis.cost import (
     stage_costs,
     stages_of,
 )
-from lightning_overlock.bench import command as bench
+from lightning_overlock.bench import measure as bench
 
 
 @pytest.mark.parametrize("name", ["test_overlock", "test_convneur", "test_resnet"])

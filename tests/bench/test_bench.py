@@ -9,19 +9,20 @@ import worker_steps
 from torch import nn
 
 import lightning_overlock  # noqa: F401  registers the models
-from lightning_overlock.bench import command as bench
-from lightning_overlock.bench.worker import StepProcess
+from lightning_overlock.bench import measure, models, report
+from lightning_overlock.bench.command import main
+from lightning_overlock.bench.worker import Worker
 from lightning_overlock.errors import InputError
 from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
-from lightning_overlock.ops.contmix.operator import contmix, contmix_form
-from lightning_overlock.ops.depthwise import operator as ops_depthwise
+from lightning_overlock.ops.contmix.operator import contmix, contmix_backend
+from lightning_overlock.ops.depthwise.operator import depthwise_backend
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 
 
 def test_parameters_that_are_shared_count_once():
     tied = nn.Linear(3, 3, bias=False)
-    assert bench.parameter_count(nn.Sequential(tied, nn.Linear(3, 2), tied)) == 9 + 8
+    assert measure.parameter_count(nn.Sequential(tied, nn.Linear(3, 2), tied)) == 9 + 8
 
 
 def test_multiply_adds_equal_the_count_by_hand():
@@ -30,69 +31,69 @@ def test_multiply_adds_equal_the_count_by_hand():
     )
     weight = model[0].weight
     # 8x8 outputs of 8 filters with 3*3*3 taps, then a 512x5 matrix.
-    assert bench.multiply_adds(model, (3, 16, 16)) == 8 * 8 * 8 * 27 + 512 * 5
+    assert measure.multiply_adds(model, (3, 16, 16)) == 8 * 8 * 8 * 27 + 512 * 5
     assert model.training
     assert model[0].weight is weight
     assert model[1].num_batches_tracked == 0
 
 
-def test_multiply_adds_do_not_depend_on_the_form_of_contmix():
+def test_multiply_adds_do_not_depend_on_the_backend_of_contmix():
     model = timm.create_model("test_overlock")
-    found = bench.multiply_adds(model, (3, 64, 64))
-    with contmix_form("unfold"):
-        assert bench.multiply_adds(model, (3, 64, 64)) == found
+    found = measure.multiply_adds(model, (3, 64, 64))
+    with contmix_backend.force("unfold"):
+        assert measure.multiply_adds(model, (3, 64, 64)) == found
 
 
 def test_multiply_adds_of_a_published_model():
     # The ConvNeXt paper (arXiv 2201.03545, table 1) prints 4.5 G.
     with torch.device("meta"):
         model = timm.create_model("convnext_tiny")
-    assert bench.multiply_adds(model) == pytest.approx(4.5e9, rel=0.02)
+    assert measure.multiply_adds(model) == pytest.approx(4.5e9, rel=0.02)
 
 
 def test_steps_are_timed_in_turn_and_the_median_is_taken(monkeypatch):
     clock, calls = [0.0], []
     durations = {"a": iter([9, 1, 9, 2, 9, 3, 9, 50, 9, 2, 9, 2]), "b": iter([9, 4] * 9)}
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
 
     def step(name):
         calls.append(name)
         clock[0] += next(durations[name])
 
-    medians = bench.time_in_turn({"a": lambda: step("a"), "b": lambda: step("b")}, seconds=85)
+    medians = measure.time_in_turn({"a": lambda: step("a"), "b": lambda: step("b")}, seconds=85)
     assert "".join(calls) == "aabb" * 6
     assert medians == {"a": 2, "b": 4}  # neither the runs that warm up (9) nor a disturbance (50)
 
 
 def test_at_least_three_rounds_are_measured():
     calls = []
-    bench.time_in_turn({"a": lambda: calls.append(1)}, seconds=0)
+    measure.time_in_turn({"a": lambda: calls.append(1)}, seconds=0)
     assert len(calls) == 2 * 3
 
 
 @linux
 def test_peak_memory_is_what_the_step_needs_at_its_highest():
     # In a process of its own: free chunks that other tests leave in the heap change the peak.
-    with StepProcess("a model", worker_steps.make, "whole") as process:
+    with Worker("a model", worker_steps.make, "whole") as process:
         for step in ("grow", "shrink"):
             process.ask(step, worker_steps.run)
-        peak = process.ask("grow", bench.peak_memory)
-    assert peak == pytest.approx(128 * bench.MIB, rel=0.05)
+        peak = process.ask("grow", measure.peak_memory)
+    assert peak == pytest.approx(128 * measure.MIB, rel=0.05)
 
 
 @linux
 def test_peak_memory_is_not_hidden_by_memory_freed_before():
     def step():
         for _ in range(64):  # blocks too small for a mapping of their own
-            torch.ones(bench.MIB // 8).sum()
+            torch.ones(measure.MIB // 8).sum()
 
-    many = [torch.ones(bench.MIB // 64) for _ in range(512)]  # 32 MiB in small blocks
+    many = [torch.ones(measure.MIB // 64) for _ in range(512)]  # 32 MiB in small blocks
     del many
-    small = bench.peak_memory(lambda: None)
+    small = measure.peak_memory(lambda: None)
     assert small is not None
-    assert small < bench.MIB
-    assert bench.peak_memory(lambda: [torch.ones(bench.MIB // 64) for _ in range(512)]) > (
-        24 * bench.MIB
+    assert small < measure.MIB
+    assert measure.peak_memory(lambda: [torch.ones(measure.MIB // 64) for _ in range(512)]) > (
+        24 * measure.MIB
     )
     step()
 
@@ -106,19 +107,19 @@ def test_steps_run_in_their_mode_and_leave_no_gradient():
             return super().forward(x)
 
     model, x = Model(3, 2), torch.randn(4, 3)
-    bench.inference_step(model, x)()
-    bench.training_step(model, x)()
+    measure.inference_step(model, x)()
+    measure.training_step(model, x)()
     assert modes == [(False, False), (True, True)]
     assert model.weight.grad is None
 
 
 def test_figures_are_printed_with_their_ratio_to_the_first_row_of_the_size():
     rows = [
-        {"size": "a", "form": "x", "time ms": 8.0, "peak MiB": 200.0},
-        {"size": "a", "form": "y", "time ms": 2.0, "peak MiB": 50.0},
-        {"size": "b", "form": "x", "time ms": 3.0, "peak MiB": None},
+        {"size": "a", "backend": "x", "time ms": 8.0, "peak MiB": 200.0},
+        {"size": "a", "backend": "y", "time ms": 2.0, "peak MiB": 50.0},
+        {"size": "b", "backend": "x", "time ms": 3.0, "peak MiB": None},
     ]
-    assert bench.markdown(rows).splitlines()[2:] == [
+    assert report.markdown(rows).splitlines()[2:] == [
         "| a | x | 8 | 200 |",
         "| a | y | 2 (4x) | 50 (0.25x) |",  # four times as fast, a quarter of the memory
         "| b | x | 3 | - |",
@@ -129,8 +130,8 @@ def test_models_are_compared_side_by_side(tmp_path, capsys):
     arguments = ["test_overlock", "test_convnext", "--size", "64x96", "--batch-size", "2"]
     files = {"json": tmp_path / "rows.json", "markdown": tmp_path / "rows.md"}
     outputs = [x for kind, path in files.items() for x in (f"--{kind}", str(path))]
-    more = ["--seconds", "0.01", "--inference-form", "--contmix-form", "unfold"]
-    assert bench.main([*arguments, *outputs, *more]) == 0
+    more = ["--seconds", "0.01", "--inference-form", "--contmix-backend", "unfold"]
+    assert main([*arguments, *outputs, *more]) == 0
     ((title, rows),) = json.loads(files["json"].read_text()).items()
     assert "batch 2, 64x96 px" in title
     assert "a process each" in title
@@ -153,16 +154,16 @@ def test_models_are_compared_side_by_side(tmp_path, capsys):
 
 
 def test_inference_form_has_fewer_parameters_and_training_can_be_left_out():
-    setting = bench.Setting(size=(64, 64), train=False)
-    (training,) = bench.bench_models(["test_overlock"], setting, seconds=0)
+    setting = models.Setting(size=(64, 64), train=False)
+    (training,) = models.bench_models(["test_overlock"], setting, seconds=0)
     setting = replace(setting, inference_form=True)
-    (inference,) = bench.bench_models(["test_overlock"], setting, seconds=0)
+    (inference,) = models.bench_models(["test_overlock"], setting, seconds=0)
     assert inference["parameters M"] < training["parameters M"]
     assert "training images/s" not in inference
 
 
 def test_features_are_measured_without_training(capsys):
-    bench.main(["test_overlock", "--size", "64", "--features", "--seconds", "0.01"])
+    main(["test_overlock", "--size", "64", "--features", "--seconds", "0.01"])
     printed = capsys.readouterr().out
     assert "features" in printed
     assert "training" not in printed
@@ -172,14 +173,14 @@ def test_operations_are_compared_over_sizes(tmp_path):
     path = tmp_path / "rows.json"
     sizes = ["--sizes", "1x7x7x5", "2x9x9x3", "--memory", "--memory-sizes", "1x12x4x3"]
     small = ["--seconds", "0.01", "--groups", "2", "--group-channels", "2"]
-    assert bench.main(["--ops", *sizes, *small, "--json", str(path)]) == 0
+    assert main(["--ops", *sizes, *small, "--json", str(path)]) == 0
     forms, memory = json.loads(path.read_text()).values()
-    assert [(row["size"], row["form"]) for row in forms] == [
-        (size, form)
+    assert [(row["size"], row["backend"]) for row in forms] == [
+        (size, backend)
         for size in ("1x7x7x5", "2x9x9x3")
-        for form in ("unfold", "dense", "strips", "auto")
+        for backend in ("unfold", "dense", "strips", "auto")
     ]
-    assert [row["form"] for row in memory] == ["vmap", "one segment", "sequential"]
+    assert [row["backend"] for row in memory] == ["vmap", "one segment", "sequential"]
     for row in (*forms, *memory):
         assert row["forward + backward ms"] > 0
         assert row["forward ms"] > 0
@@ -189,16 +190,16 @@ def test_depthwise_convolutions_are_compared_with_branches_and_merged(tmp_path):
     path = tmp_path / "rows.json"
     sizes = ["--depthwise-sizes", "1x4x9x8x7", "1x4x5x5x5"]
     options = ["--seconds", "0.001", "--dtype", "bfloat16", "--json", str(path)]
-    assert bench.main(["--depthwise", *sizes, *options, "--device", "cpu"]) == 0
+    assert main(["--depthwise", *sizes, *options, "--device", "cpu"]) == 0
     ((title, rows),) = json.loads(path.read_text()).items()
     assert "bfloat16" in title
     assert "Triton: not measured" in title
     forms = ("conv, NCHW", "onednn, NCHW", "conv, channels-last", "onednn, channels-last")
-    assert [(row["size"], row["form"]) for row in rows] == [
-        (f"{size} {kind}", form)
+    assert [(row["size"], row["backend"]) for row in rows] == [
+        (f"{size} {kind}", backend)
         for size in ("1x4x9x8x7", "1x4x5x5x5")
         for kind in ("branches", "merged")
-        for form in forms
+        for backend in forms
     ]
 
 
@@ -211,36 +212,36 @@ def once(monkeypatch):
         results.append(step())
         return 1.0
 
-    monkeypatch.setattr(bench, "second_run", run)
+    monkeypatch.setattr(models, "second_run", run)
     monkeypatch.setattr(
-        bench, "medians_in_turn", lambda turns, _: {name: turn() for name, turn in turns.items()}
+        models, "medians_in_turn", lambda turns, _: {name: turn() for name, turn in turns.items()}
     )
-    monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(models, "peak_memory", lambda *_: None)
     return results
 
 
-def test_a_row_with_depthwise_convolutions_in_a_form_runs_in_that_form(monkeypatch, once):
-    forms = []
+def test_a_row_with_depthwise_convolutions_on_a_backend_run_on_it(monkeypatch, once):
+    backends = []
     forward = DilatedReparamConv.forward
 
     def watched(self, x):
-        forms.append(ops_depthwise.depthwise_form.form)
+        backends.append(depthwise_backend.forced)
         return forward(self, x)
 
-    setting = bench.Setting(size=(32, 32), train=False, depthwise_form="conv")
+    setting = models.Setting(size=(32, 32), train=False, depthwise_backend="conv")
     names = ["test_overlock", "test_overlock, depthwise conv", "test_convnext"]
     monkeypatch.setattr(DilatedReparamConv, "forward", watched)
-    rows = bench.bench_models(["test_overlock", "test_convnext", "test_overlock"], setting)
+    rows = models.bench_models(["test_overlock", "test_convnext", "test_overlock"], setting)
     assert [row["model"] for row in rows] == names
-    quarter = len(forms) // 4  # of calls: to count and to run each of the two
-    assert forms == [None] * 3 * quarter + ["conv"] * quarter
+    quarter = len(backends) // 4  # of calls: to count and to run each of the two
+    assert backends == [None] * 3 * quarter + ["conv"] * quarter
     assert quarter > 0
     assert len(once) == 3
 
 
 def test_models_run_under_autocast_to_the_dtype(once):
-    setting = bench.Setting(size=(32, 32), train=False, dtype="bfloat16")
-    bench.bench_models(["test_convnext"], setting)
+    setting = models.Setting(size=(32, 32), train=False, dtype="bfloat16")
+    models.bench_models(["test_convnext"], setting)
     assert [x.dtype for x in once] == [torch.bfloat16]
 
 
@@ -252,15 +253,15 @@ def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multi
         step()
         return {name: 0.5}
 
-    monkeypatch.setattr(bench, "time_in_turn", halves)
-    assert bench.copy_bandwidth("cpu") == 2 * 2**22 * 4 / 0.5
-    assert bench.matmul_rate("cpu", torch.bfloat16) == 2 * 512**3 / 0.5
+    monkeypatch.setattr(measure, "time_in_turn", halves)
+    assert measure.copy_bandwidth("cpu") == 2 * 2**22 * 4 / 0.5
+    assert measure.matmul_rate("cpu", torch.bfloat16) == 2 * 512**3 / 0.5
 
 
 def test_profile_stands_beside_the_models(tmp_path, capsys):
     path = tmp_path / "rows.json"
     options = ["--size", "32", "--batch-size", "2", "--seconds", "0.001", "--device", "cpu"]
-    assert bench.main(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
+    assert main(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
     (_, (model,)), *profiles = json.loads(path.read_text()).items()
     assert [title.split(" by ")[0] for title, _ in profiles] == [
         "test_convnext, inference",
@@ -277,15 +278,16 @@ def test_profile_stands_beside_the_models(tmp_path, capsys):
 @linux
 def test_strips_take_a_fifth_of_the_memory_of_unfold():
     value = torch.randn(1, 128, 50, 84, requires_grad=True)
-    logits = torch.randn(1, 8, 50 * 84, 169, requires_grad=True)
+    query = torch.randn(1, 64, 50, 84, requires_grad=True)
+    tap_weights = torch.randn(1, 8, 8, 169, requires_grad=True)
 
-    def peak(form):
+    def peak(backend):
         def step():
-            contmix(value, logits, form=form).sum().backward()
-            value.grad = logits.grad = None
+            contmix(value, query, tap_weights, backend=backend).sum().backward()
+            value.grad = query.grad = tap_weights.grad = None
 
         step()
-        return bench.peak_memory(step)
+        return measure.peak_memory(step)
 
     assert peak("strips") < peak("unfold") / 5
 
@@ -301,17 +303,17 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
         (["test_overlock", "--batch-size", "two"], "invalid int value: 'two'"),
         (["test_overlock", "--size", "big"], "--size big: expected pixels, such as 224 or"),
         (["test_overlock", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
-        (["test_overlock", "--contmix-form", "shifts"], "invalid choice: 'shifts'"),
+        (["test_overlock", "--contmix-backend", "shifts"], "invalid choice: 'shifts'"),
         (
-            ["test_overlock", "--contmix-form", "triton", "--device", "cpu"],
-            "--contmix-form triton: this form needs",
+            ["test_overlock", "--contmix-backend", "triton", "--device", "cpu"],
+            "--contmix-backend triton: this backend needs",
         ),
         (
-            ["test_overlock", "--depthwise-form", "triton", "--device", "cpu"],
-            "--depthwise-form triton: this form needs",
+            ["test_overlock", "--depthwise-backend", "triton", "--device", "cpu"],
+            "--depthwise-backend triton: this backend needs",
         ),
         (["test_overlock", "--sizes", "1x7x7x5"], "--sizes is of use with --ops only"),
-        (["--ops", "--contmix-form", "unfold"], "--contmix-form is of use with NAME only"),
+        (["--ops", "--contmix-backend", "unfold"], "--contmix-backend is of use with NAME only"),
         (["--ops", "--sizes", "14x14"], "'14x14' is no size; expected BxHxWxK"),
         (["--ops", "--sizes", "1x7x7x9"], "the window must be odd and fit into the map"),
         (["--memory", "--memory-sizes", "1x10x4x3"], "10 tokens are no whole chunks"),
@@ -325,5 +327,5 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
 )
 def test_a_mistake_is_answered_in_at_most_three_lines(arguments, message):
     with pytest.raises(InputError, match=message) as error:
-        bench.main(arguments)
+        main(arguments)
     assert str(error.value).count("\n") <= 2

@@ -6,12 +6,12 @@ import pytest
 import torch
 import worker_steps as steps
 
-from lightning_overlock.bench.worker import StepProcess
+from lightning_overlock.bench.worker import Worker
 
 
 @pytest.fixture(scope="module")
 def process():
-    with StepProcess("a model", steps.make, "whole") as process:
+    with Worker("a model", steps.make, "whole") as process:
         yield process
 
 
@@ -36,16 +36,16 @@ def test_ctrl_c_is_left_to_the_process_that_asks(process):
 
 def test_what_making_the_steps_raises_is_raised_and_leaving_the_block_ends_the_process():
     others = multiprocessing.active_children()
-    with StepProcess("a model", steps.make, "nothing") as process:
+    with Worker("a model", steps.make, "nothing") as process:
         with pytest.raises(ValueError, match="there are no steps"):
             process.ask("word", steps.run)
         assert len(multiprocessing.active_children()) == len(others) + 1
     assert multiprocessing.active_children() == others
 
 
-def test_a_process_that_ends_is_named_with_its_exit_code():
+def test_a_process_that_ends_is_named():
     with (
-        StepProcess("a model", steps.make, "whole") as process,
-        pytest.raises(RuntimeError, match="process of 'a model' ended with exit code 3"),
+        Worker("a model", steps.make, "whole") as process,
+        pytest.raises(RuntimeError, match="process of 'a model' ended, for want of memory"),
     ):
         process.ask("end", steps.run)

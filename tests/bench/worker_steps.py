@@ -1,4 +1,4 @@
-"""Steps that the tests of `StepProcess` hold in a process; imported there by name."""
+"""Steps that the tests of `Worker` hold in a process; imported there by name."""
 
 import os
 

@@ -2,7 +2,7 @@
 
 A program works on a tile of pixels, (Y, X), of one image and group, and on one row of taps at a
 time. For a row of pixels these taps lie in one row of the map. Their logits are a small product of
-queries and prototypes; the map's row enters by a second product. Between the two, the taps of each
+queries and tap_weights; the map's row enters by a second product. Between the two, the taps of each
 pixel are shifted to the columns of the map that they weigh. So both are matrix products, and
 nothing of the size of the kernels reaches memory.
 
@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_overlock.ops.contmix.operator import sum_offsets
+from lightning_overlock.ops.contmix.windows import sum_offsets
 
 # A tile has as many pixels of a row as the smallest side of a product, and a warp per row. It has
 # at most so many rows, and fewer where heads are so wide that this many bytes of values would not
@@ -103,7 +103,7 @@ def _store(tensor, stride, head, groups, row, column, there, WIDTH: tl.constexpr
 
 
 @triton.jit
-def _prototypes(
+def _tap_weights(
     tensor,
     stride,
     head,
@@ -174,8 +174,8 @@ def _forward_kernel(
     value_stride,
     query,
     query_stride,
-    prototypes,
-    prototypes_stride,
+    tap_weights,
+    tap_weights_stride,
     tap_bias,
     table,
     output,
@@ -210,8 +210,8 @@ def _forward_kernel(
     mixed = tl.zeros((ROWS, COLUMNS, C), tl.float32)
     for step in range(SIZE):
         tap_row = tl.full((1,), step, tl.int32)
-        p = _prototypes(
-            prototypes, prototypes_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
+        p = _tap_weights(
+            tap_weights, tap_weights_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
         )
         p = tl.reshape(p.to(QUERY_DTYPE), (D, TAPS))
         products = tl.reshape(tl.dot(q, p, input_precision="ieee"), (ROWS, COLUMNS, TAPS))
@@ -242,8 +242,8 @@ def _backward_query_kernel(
     value_stride,
     query,
     query_stride,
-    prototypes,
-    prototypes_stride,
+    tap_weights,
+    tap_weights_stride,
     tap_bias,
     table,
     output,
@@ -253,7 +253,7 @@ def _backward_query_kernel(
     grad_stride,
     query_grad,
     query_grad_stride,
-    prototypes_parts,
+    tap_weights_parts,
     tap_bias_parts,
     table_parts,
     groups,
@@ -297,8 +297,8 @@ def _backward_query_kernel(
     q_grad = tl.zeros((ROWS * COLUMNS, D), tl.float32)
     for step in range(SIZE):
         tap_row = tl.full((1,), step, tl.int32)
-        p = _prototypes(
-            prototypes, prototypes_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
+        p = _tap_weights(
+            tap_weights, tap_weights_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
         )
         p = tl.reshape(p.to(QUERY_DTYPE), (D, TAPS))
         products = tl.reshape(tl.dot(q, p, input_precision="ieee"), (ROWS, COLUMNS, TAPS))
@@ -336,7 +336,7 @@ def _backward_query_kernel(
         p_grad = tl.dot(tl.trans(q), logits_grad, input_precision="ieee")
         place = (part * QUERY_WIDTH + d)[:, None] * (SIZE * SIZE) + number[None, :]
         mask = (d < QUERY_WIDTH)[:, None] & (tap < SIZE)[None, :]
-        tl.store(prototypes_parts + place, p_grad, mask=mask)
+        tl.store(tap_weights_parts + place, p_grad, mask=mask)
     q_grad = tl.reshape(q_grad, (ROWS, COLUMNS, D))
     _store(query_grad, query_grad_stride, head, groups, row, column, there, QUERY_WIDTH, q_grad)
 
@@ -345,8 +345,8 @@ def _backward_query_kernel(
 def _backward_value_kernel(
     query,
     query_stride,
-    prototypes,
-    prototypes_stride,
+    tap_weights,
+    tap_weights_stride,
     tap_bias,
     table,
     log_sums,
@@ -382,8 +382,8 @@ def _backward_value_kernel(
         row = tl.minimum(first_row + step, last_row)
         fresh = (first_row + step <= last_row)[:, None]
         tap_row = known - _start(row, height, SIZE)
-        p = _prototypes(
-            prototypes, prototypes_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
+        p = _tap_weights(
+            tap_weights, tap_weights_stride, head, groups, tap_row, SIZE, QUERY_WIDTH, D, TAPS
         ).to(QUERY_DTYPE)
         for start in range(first_column, last_column + 1, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
@@ -420,14 +420,14 @@ def _backward_value_kernel(
 
 
 def forward(
-    value: Tensor, query: Tensor, prototypes: Tensor, tap_bias: Tensor | None, table: Tensor | None
+    value: Tensor, query: Tensor, tap_weights: Tensor, tap_bias: Tensor | None, table: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Mix the values with one kernel size.
 
     Args:
         value: (B, C, H, W).
         query: (B, G * d, H, W).
-        prototypes: (B, G, d, K*K).
+        tap_weights: (B, G, d, K*K).
         tap_bias: (K*K,), contiguous, or None.
         table: (G, 2K-1, 2K-1), contiguous, or None.
 
@@ -437,13 +437,13 @@ def forward(
     """
     output = torch.empty_like(value)
     log_sums = value.new_empty(
-        (value.shape[0], prototypes.shape[1], *value.shape[2:]), dtype=torch.float32
+        (value.shape[0], tap_weights.shape[1], *value.shape[2:]), dtype=torch.float32
     )
     _launch(
         _forward_kernel,
         value,
         query,
-        prototypes,
+        tap_weights,
         tap_bias=tap_bias,
         table=table,
         output=output,
@@ -456,7 +456,7 @@ def backward(
     grad: Tensor,
     value: Tensor,
     query: Tensor,
-    prototypes: Tensor,
+    tap_weights: Tensor,
     tap_bias: Tensor | None,
     table: Tensor | None,
     output: Tensor,
@@ -469,21 +469,21 @@ def backward(
         grad: (B, C, H, W), of the output.
         value: as in `forward`.
         query: as in `forward`.
-        prototypes: as in `forward`.
+        tap_weights: as in `forward`.
         tap_bias: as in `forward`.
         table: as in `forward`.
         output: what `forward` returned.
         log_sums: what `forward` returned.
         targets: tensors for the gradients of the five arguments; None for what is not wanted.
     """
-    inputs = value, query, prototypes
+    inputs = value, query, tap_weights
     tensors: dict[str, Any] = dict(tap_bias=tap_bias, table=table, log_sums=log_sums, grad=grad)
-    value_grad, query_grad, prototypes_grad, tap_bias_grad, table_grad = targets
+    value_grad, query_grad, tap_weights_grad, tap_bias_grad, table_grad = targets
     if value_grad is not None:
         _launch(_backward_value_kernel, *inputs, **tensors, value_grad=value_grad)
     if all(target is None for target in targets[1:]):
         return
-    batch, groups, width, taps = prototypes.shape
+    batch, groups, width, taps = tap_weights.shape
     size = math.isqrt(taps)
     across = triton.cdiv(value.shape[3], COLUMNS.value)
     tiles = triton.cdiv(value.shape[2], _tile_rows(*inputs)) * across
@@ -491,7 +491,7 @@ def backward(
     def parts(*shape: int) -> Tensor:
         return value.new_empty((batch, groups, *shape), dtype=torch.float32)
 
-    prototypes_parts = parts(tiles, width, taps)
+    tap_weights_parts = parts(tiles, width, taps)
     tap_bias_parts = None if tap_bias is None else parts(tiles, taps)
     table_parts = None if table is None else parts(across, value.shape[2], size, 2 * size - 1)
     _launch(
@@ -500,12 +500,12 @@ def backward(
         **tensors,
         output=output,
         query_grad=torch.empty_like(query) if query_grad is None else query_grad,
-        prototypes_parts=prototypes_parts,
+        tap_weights_parts=tap_weights_parts,
         tap_bias_parts=tap_bias_parts,
         table_parts=table_parts,
     )
-    if prototypes_grad is not None:
-        prototypes_grad.copy_(prototypes_parts.sum(2))
+    if tap_weights_grad is not None:
+        tap_weights_grad.copy_(tap_weights_parts.sum(2))
     if tap_bias_grad is not None and tap_bias_parts is not None:
         tap_bias_grad.copy_(tap_bias_parts.sum((0, 1, 2)))
     if table_grad is not None and table_parts is not None:
@@ -526,26 +526,26 @@ def _block(length: int) -> int:
     return max(16, triton.next_power_of_2(length))
 
 
-def _tile_rows(value: Tensor, query: Tensor, prototypes: Tensor) -> int:
+def _tile_rows(value: Tensor, query: Tensor, tap_weights: Tensor) -> int:
     """Rows of a tile, a power of two."""
-    width = _block(max(prototypes.shape[2], value.shape[1] // prototypes.shape[1]))
-    number = max(x.element_size() for x in (value, query, prototypes))
+    width = _block(max(tap_weights.shape[2], value.shape[1] // tap_weights.shape[1]))
+    number = max(x.element_size() for x in (value, query, tap_weights))
     return max(1, min(MAX_ROWS, TILE_BYTES // (COLUMNS.value * width * number)))
 
 
 def _launch(
-    kernel: Any, value: Tensor, query: Tensor, prototypes: Tensor, **others: Tensor | None
+    kernel: Any, value: Tensor, query: Tensor, tap_weights: Tensor, **others: Tensor | None
 ) -> None:
     """Run a kernel, one program per head and tile; it takes its arguments by their names."""
     batch, channels, height, width = value.shape
-    groups, query_width, taps = prototypes.shape[1:]
+    groups, query_width, taps = tap_weights.shape[1:]
     size = math.isqrt(taps)
     value_width = channels // groups
-    rows = _tile_rows(value, query, prototypes)
-    tensors = dict(value=value, query=query, prototypes=prototypes, **others)
+    rows = _tile_rows(value, query, tap_weights)
+    tensors = dict(value=value, query=query, tap_weights=tap_weights, **others)
     # The interpreter calculates wrongly in bfloat16.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    query_dtype = torch.promote_types(query.dtype, prototypes.dtype)
+    query_dtype = torch.promote_types(query.dtype, tap_weights.dtype)
     arguments = {
         **tensors,
         **{f"{name}_stride": x.stride() for name, x in tensors.items() if x is not None},

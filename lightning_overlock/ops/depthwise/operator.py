@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lightning_overlock.ops.depthwise import onednn as depthwise_onednn
-from lightning_overlock.ops.dispatch import TRITON_DTYPES, ForcedForm, triton_obstacle
+from lightning_overlock.ops.depthwise import onednn
+from lightning_overlock.ops.dispatch import TRITON_DTYPES, Backends, triton_obstacle
 
-FORMS = ("conv", "onednn", "triton")
-
-depthwise_form = ForcedForm(FORMS)
+depthwise_backend = Backends("conv", "onednn", "triton")
 
 
 def depthwise(
@@ -28,15 +26,15 @@ def depthwise(
     dilations: Sequence[int] = (1,),
     bias: Tensor | None = None,
     *,
-    form: str = "auto",
+    backend: str = "auto",
 ) -> list[Tensor]:
     """Convolve every channel with its own kernel, once per entry of `weights`; same padding.
 
-    The form "conv" is one of torch's convolutions per kernel. "onednn", for CPUs, is the same with
-    gradients that are forward convolutions too, up to ten times as fast. "triton" runs all kernels
-    as one with float32 sums, on a GPU, for float32, bfloat16 and float16. "auto" is "onednn" on a
-    CPU and "conv" elsewhere: the Triton form has not been timed on any GPU, `lightning bench
-    --depthwise` does so.
+    The backend "conv" is one of torch's convolutions per kernel. "onednn", for CPUs, is the same
+    with gradients that are forward convolutions too, up to ten times as fast. "triton" runs all
+    kernels as one with float32 sums, on a GPU, for float32, bfloat16 and float16. "auto" is
+    "onednn" on a CPU and "conv" elsewhere: the Triton backend has not been timed on any GPU,
+    `lightning bench --depthwise` does so.
 
     Args:
         x: (B, C, H, W).
@@ -44,18 +42,17 @@ def depthwise(
             for "triton", which takes them as they are.
         dilations: of each kernel.
         bias: (C,) added to the first output.
-        form: one of `FORMS`, or "auto".
+        backend: One of `depthwise_backend.names`, or "auto".
 
     Returns:
         (B, C, H, W) for each kernel.
 
     Raises:
-        ValueError: a shape does not fit; the form is unknown, or cannot run here.
+        ValueError: a shape does not fit; the backend is unknown, or cannot run here.
     """
-    if form != "auto" and form not in FORMS:
-        raise ValueError(f"form is '{form}', expected 'auto' or one of {FORMS}")
-    if form == "auto":
-        form = depthwise_form.form or ("onednn" if x.device.type == "cpu" else "conv")
+    backend = depthwise_backend.resolve(backend)
+    if backend == "auto":
+        backend = "onednn" if x.device.type == "cpu" else "conv"
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
     channels = x.shape[1]
@@ -71,18 +68,18 @@ def depthwise(
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-        if form == "onednn":
+        if backend == "onednn":
             weights, bias = [w.to(dtype) for w in weights], None if bias is None else bias.to(dtype)
-    if form == "triton":
+    if backend == "triton":
         _check_triton(x)
-        return _depthwise(x, list(weights), list(dilations), bias, form)
-    if form == "onednn":
+        return _depthwise(x, list(weights), list(dilations), bias, backend)
+    if backend == "onednn":
         if x.device.type != "cpu":
-            raise ValueError(f"form 'onednn' is for CPUs, x is on {x.device.type}")
+            raise ValueError(f"backend 'onednn' is for CPUs, x is on {x.device.type}")
         if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
-            return _depthwise(x, list(weights), list(dilations), bias, form)
+            return _depthwise(x, list(weights), list(dilations), bias, backend)
         if not torch.compiler.is_compiling():  # whose graphs keep torch's convolutions
-            return depthwise_onednn.correlate(x, weights, dilations, bias)
+            return onednn.correlate(x, weights, dilations, bias)
     outputs = []
     for weight, dilation in zip(weights, dilations, strict=True):
         padding = weight.shape[-1] // 2 * dilation
@@ -92,12 +89,12 @@ def depthwise(
 
 
 def _check_triton(x: Tensor) -> None:
-    """Raise a ValueError that says why the Triton form cannot take x."""
+    """Raise a ValueError that says why the Triton backend cannot take x."""
     obstacle = triton_obstacle(x.device)
     if obstacle is not None:
-        raise ValueError(f"form 'triton' {obstacle}")
+        raise ValueError(f"backend 'triton' {obstacle}")
     if x.dtype not in TRITON_DTYPES:
-        raise ValueError(f"form 'triton' takes no {x.dtype}")
+        raise ValueError(f"backend 'triton' takes no {x.dtype}")
 
 
 # The operator ------------------------------------------------------------------------------------
@@ -113,21 +110,21 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _passes(form: str) -> ModuleType:
-    """Return the module with the three passes of a form; Triton is imported when it is used."""
-    if form == "onednn":
-        return depthwise_onednn
-    from lightning_overlock.ops.depthwise import triton as depthwise_triton
+def _passes(backend: str) -> ModuleType:
+    """Return the module with the three passes of a backend; Triton is imported when it is used."""
+    if backend == "onednn":
+        return onednn
+    from lightning_overlock.ops.depthwise import triton
 
-    return depthwise_triton
+    return triton
 
 
 @torch.library.custom_op("lightning_overlock::depthwise", mutates_args=())
 def _depthwise(
-    x: Tensor, weights: list[Tensor], dilations: list[int], bias: Tensor | None, form: str
+    x: Tensor, weights: list[Tensor], dilations: list[int], bias: Tensor | None, backend: str
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return _passes(form).correlate(_dense(x, x), weights, dilations, bias)
+        return _passes(backend).correlate(_dense(x, x), weights, dilations, bias)
 
 
 @_depthwise.register_fake
@@ -141,11 +138,11 @@ def _depthwise_backward(
     x: Tensor,
     weights: list[Tensor],
     dilations: list[int],
-    form: str,
+    backend: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x and of the weights, those that are wanted."""
-    passes = _passes(form)
+    passes = _passes(backend)
     with torch.autocast(x.device.type, enabled=False):
         grads = [_dense(grad, x) for grad in grads]
         found = [passes.input_gradient(grads, weights, dilations)] if wanted[0] else []
@@ -160,7 +157,7 @@ def _(
     x: Tensor,
     weights: list[Tensor],
     dilations: list[int],  # noqa: ARG001
-    form: str,  # noqa: ARG001
+    backend: str,  # noqa: ARG001
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     found = [torch.empty_like(x, memory_format=_memory_format(x))] if wanted[0] else []
@@ -168,7 +165,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001
-    x, weights, ctx.dilations, bias, ctx.form = inputs
+    x, weights, ctx.dilations, bias, ctx.backend = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, *weights)
 
@@ -177,7 +174,7 @@ def _autograd(ctx: Any, given: list[Tensor | None]) -> tuple[Any, ...]:
     x, *weights = ctx.saved_tensors
     grads = [torch.zeros_like(x) if grad is None else grad for grad in given]
     of_x, of_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1])
-    found = _depthwise_backward(grads, x, weights, ctx.dilations, ctx.form, [of_x, of_weights])
+    found = _depthwise_backward(grads, x, weights, ctx.dilations, ctx.backend, [of_x, of_weights])
     of_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[3]
     return (
         found[0] if of_x else None,
@@ -207,7 +204,7 @@ def _(
     x: Sequence[int],
     weights: Sequence[Sequence[int]],
     _dilations: Any,
-    _form: str,
+    _backend: str,
     wanted: Sequence[bool],
     **_: Any,
 ) -> int:

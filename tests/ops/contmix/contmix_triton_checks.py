@@ -7,24 +7,21 @@ maps are small.
 
 import pytest
 import torch
+from contmix_reference import contmix_reference, logits_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lightning_overlock.bench.unfold  # noqa: F401  brings its backend
 from lightning_overlock.layers import ContMix
-from lightning_overlock.ops.contmix.operator import (
-    contmix_form,
-    contmix_from_queries,
-    contmix_logits,
-    contmix_reference,
-)
+from lightning_overlock.ops.contmix.operator import contmix, contmix_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATOR = torch.ops.lightning_overlock.contmix_fused.default
 
 
 def make(batch, groups, widths, size, large, small=None, dtype=torch.float32, scale=1.0):
-    """Arguments of `contmix_from_queries` by name; `widths` are those of queries and values."""
+    """Arguments of `contmix` by name; `widths` are those of queries and values."""
     generator = torch.Generator().manual_seed(sum(size) + large)
 
     def normal(*shape):
@@ -35,7 +32,7 @@ def make(batch, groups, widths, size, large, small=None, dtype=torch.float32, sc
     arguments = {
         "value": normal(batch, halves * groups * widths[1], *size),
         "query": normal(batch, groups * widths[0], *size),
-        "prototypes": normal(batch, groups, widths[0], taps) * widths[0] ** -0.5,
+        "tap_weights": normal(batch, groups, widths[0], taps) * widths[0] ** -0.5,
         "tap_bias": normal(taps),
         "large_bias": normal(groups, 2 * large - 1, 2 * large - 1),
     }
@@ -47,17 +44,17 @@ def make(batch, groups, widths, size, large, small=None, dtype=torch.float32, sc
 def outcome(arguments, small=None, **options) -> list[Tensor]:
     """The output and all gradients, the incoming one being a fixed ramp."""
     leaves = {name: x.detach().requires_grad_() for name, x in arguments.items()}
-    output = contmix_from_queries(**leaves, small_kernel=small, **options)
+    output = contmix(**leaves, small_kernel=small, **options)
     ramp = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape)
     grad = ramp.to(output)
     return [output.detach(), *torch.autograd.grad(output, list(leaves.values()), grad)]
 
 
 def assert_equals_the_definition(arguments, small, tolerance):
-    """Compare with the forms that start from logits, in float64, by the largest number."""
+    """Compare with plain operations of torch, in float64, by the largest number."""
     exact = {name: x.double() for name, x in arguments.items()}
-    expected = outcome(exact, small, form="unfold")
-    for found, wanted in zip(outcome(arguments, small, form="triton"), expected, strict=True):
+    expected = outcome(exact, small, backend="unfold")
+    for found, wanted in zip(outcome(arguments, small, backend="triton"), expected, strict=True):
         assert found.shape == wanted.shape
         error = (found.double() - wanted).abs().max()
         scale = wanted.abs().max().item()
@@ -84,9 +81,9 @@ def test_output_and_all_gradients_equal_float64(widths, size, large, small):
 
 def test_the_definition_is_that_of_the_loops():
     arguments = make(1, 1, (8, 8), (5, 6), 3)
-    output = contmix_from_queries(**arguments, form="triton")
-    _, logits = contmix_logits(
-        *(arguments[n].double() for n in ("query", "prototypes", "tap_bias")), None
+    output = contmix(**arguments, backend="triton")
+    _, logits = logits_of(
+        *(arguments[n].double() for n in ("query", "tap_weights", "tap_bias")), None
     )
     expected = contmix_reference(
         arguments["value"].double(), logits, large_bias=arguments["large_bias"].double()
@@ -119,29 +116,29 @@ def test_half_precision_stays_near_float64(dtype):
 def test_logits_of_ten_thousands_and_large_values_stay_finite(dtype):
     arguments = make(1, 1, (8, 8), (5, 6), 3, dtype=dtype)
     arguments["query"] *= 100
-    arguments["prototypes"] *= 100
+    arguments["tap_weights"] *= 100
     arguments["value"] *= 1000
-    _, logits = contmix_logits(
-        arguments["query"].double(), arguments["prototypes"].double(), None, None
+    _, logits = logits_of(
+        arguments["query"].double(), arguments["tap_weights"].double(), None, None
     )
     assert 1e4 < logits.abs().max() < 1e5
-    for found in outcome(arguments, form="triton"):
+    for found in outcome(arguments, backend="triton"):
         assert found.isfinite().all()
-    output = contmix_from_queries(**arguments, form="triton").double()
-    exact = contmix_from_queries(**{name: x.double() for name, x in arguments.items()})
+    output = contmix(**arguments, backend="triton").double()
+    exact = contmix(**{name: x.double() for name, x in arguments.items()})
     assert (output - exact).abs().max() / exact.abs().max() < 2e-2
 
 
 def test_without_biases_and_of_one_wanted_gradient():
     arguments = make(1, 1, (8, 8), (5, 6), 3)
-    plain = {name: arguments[name] for name in ("value", "query", "prototypes")}
+    plain = {name: arguments[name] for name in ("value", "query", "tap_weights")}
     assert_equals_the_definition(plain, None, 1e-5)
-    full = outcome(arguments, form="triton")
+    full = outcome(arguments, backend="triton")
     for number, name in enumerate(arguments):
         if name == "query":  # comes with those that follow
             continue
         leaf = arguments[name].detach().requires_grad_()
-        output = contmix_from_queries(**arguments | {name: leaf}, form="triton")
+        output = contmix(**arguments | {name: leaf}, backend="triton")
         grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=DEVICE)
         (found,) = torch.autograd.grad(output, leaf, grad.reshape(output.shape).to(output))
         assert torch.equal(found, full[number + 1])
@@ -149,19 +146,19 @@ def test_without_biases_and_of_one_wanted_gradient():
 
 def test_memory_formats_give_the_same_bits():
     arguments = make(2, 1, (8, 8), (5, 6), 3)
-    expected = outcome(arguments, form="triton")
+    expected = outcome(arguments, backend="triton")
     last = {
         name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         for name, x in arguments.items()
     }
-    found = outcome(last, form="triton")
+    found = outcome(last, backend="triton")
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_two_runs_give_the_same_bits():
     arguments = make(2, 2, (8, 8), (5, 18), 3)
-    first, second = outcome(arguments, form="triton"), outcome(arguments, form="triton")
+    first, second = outcome(arguments, backend="triton"), outcome(arguments, backend="triton")
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
@@ -185,7 +182,7 @@ def test_layer_compiles_in_one_graph_and_exports():
     x = torch.randn(1, 32, 5, 6, device=DEVICE)
     expected = layer.double()(x.double()).float()
     layer.float()
-    with contmix_form("triton"):
+    with contmix_backend.force("triton"):
         compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
         program = torch.export.export(layer, (x,))
         exported = program.module()(x)
@@ -199,9 +196,12 @@ def test_layer_trains_under_autocast():
     layer = small_layer()
     x = torch.randn(1, 32, 5, 6, device=DEVICE)
     gradients = []
-    for form, double in (("triton", False), ("unfold", True)):
+    for backend, double in (("triton", False), ("unfold", True)):
         model, image = (layer.double(), x.double()) if double else (layer, x)
-        with contmix_form(form), torch.autocast(DEVICE, torch.bfloat16, enabled=not double):
+        with (
+            contmix_backend.force(backend),
+            torch.autocast(DEVICE, torch.bfloat16, enabled=not double),
+        ):
             output = model(image)
         output.double().square().mean().backward()
         gradients.append([p.grad.double().clone() for p in model.parameters()])

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.layers import ContMix
-from lightning_overlock.ops import dispatch as forms
+from lightning_overlock.ops import dispatch
 from lightning_overlock.ops.contmix import operator as ops
-from lightning_overlock.ops.contmix.operator import contmix, contmix_form, contmix_from_queries
+from lightning_overlock.ops.contmix.operator import contmix, contmix_backend
 
 CHECKS = Path(__file__).with_name("contmix_triton_checks.py")
 HAS_GPU = torch.cuda.is_available()
@@ -85,15 +85,15 @@ def mix(batch, groups, width, size, large, small, dtype, memory_format=torch.con
     value = torch.empty(batch, 2 * groups * width, *size, dtype=dtype)
     query = torch.empty(batch, groups * width, *size, dtype=dtype)
     value, query = (x.to(memory_format=memory_format) for x in (value, query))
-    prototypes = torch.empty(batch, groups, width, taps, dtype=dtype)
+    tap_weights = torch.empty(batch, groups, width, taps, dtype=dtype)
     bias = torch.empty(taps)
     tables = {
         "large_bias": torch.empty(groups, 2 * large - 1, 2 * large - 1),
         "small_bias": torch.empty(groups, 2 * small - 1, 2 * small - 1),
     }
-    leaves = [x.requires_grad_() for x in (value, query, prototypes, bias, *tables.values())]
-    output = contmix_from_queries(
-        value, query, prototypes, bias, small_kernel=small, **tables, form="triton"
+    leaves = [x.requires_grad_() for x in (value, query, tap_weights, bias, *tables.values())]
+    output = contmix(
+        value, query, tap_weights, bias, small_kernel=small, **tables, backend="triton"
     )
     torch.autograd.grad(output, leaves, torch.empty_like(output))
 
@@ -183,8 +183,8 @@ def test_nothing_of_the_size_of_the_kernels_is_allocated(recorders, batch, size)
     from lightning_overlock.ops.contmix import triton as contmix_triton
 
     value = torch.empty(batch, 128, *size, dtype=torch.bfloat16)
-    prototypes = torch.empty(batch, 8, 16, 169, dtype=torch.bfloat16)
-    inputs = (value, torch.empty_like(value), prototypes, torch.empty(169), torch.empty(8, 25, 25))
+    tap_weights = torch.empty(batch, 8, 16, 169, dtype=torch.bfloat16)
+    inputs = (value, torch.empty_like(value), tap_weights, torch.empty(169), torch.empty(8, 25, 25))
     # Below the operator, where a dispatch mode sees the operations inside.
     with Allocations() as found:
         output, log_sums = contmix_triton.forward(*inputs)
@@ -197,24 +197,19 @@ def test_nothing_of_the_size_of_the_kernels_is_allocated(recorders, batch, size)
     assert found.total <= windows / 8, "an eighth of the unfolded values"
 
 
-def test_form_is_refused_where_it_cannot_run(monkeypatch):
+def test_a_backend_is_refused_where_it_cannot_run(monkeypatch):
     layer = ContMix(16, kernel_size=3, small_kernel=1, num_heads=1, context_grid=2)
     x = torch.zeros(1, 16, 4, 4)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with contmix_form("triton"):
-        with pytest.raises(ValueError, match=r"form 'triton' needs a GPU; on a CPU it runs with"):
+    with contmix_backend.force("triton"):
+        with pytest.raises(
+            ValueError, match=r"backend 'triton' needs a GPU; on a CPU it runs with"
+        ):
             layer(x)
-        monkeypatch.setattr(forms, "find_spec", lambda name: None)
-        with pytest.raises(ValueError, match="form 'triton' needs the package triton, which is"):
+        monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+        with pytest.raises(ValueError, match="backend 'triton' needs the package triton, which is"):
             layer(x)
         layer.double()(x.double())  # falls back
-
-
-def test_forced_triton_leaves_contmix_from_logits_alone():
-    value, logits = torch.randn(1, 2, 4, 4), torch.randn(1, 1, 16, 9)
-    expected = contmix(value, logits)
-    with contmix_form("triton"):
-        assert torch.equal(contmix(value, logits), expected)
 
 
 def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
@@ -230,7 +225,7 @@ def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
         seen.clear()
         with FakeTensorMode(), Spy():
             value = torch.empty(1, width, 8, 8, device="cuda", dtype=dtype)
-            contmix_from_queries(value, value, value.new_empty(1, 1, width, 25))
+            contmix(value, value, value.new_empty(1, 1, width, 25))
         return ("lightning_overlock.contmix_fused.default", True) in seen
 
     assert uses_triton(16, torch.float32)
@@ -240,12 +235,12 @@ def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
     assert not uses_triton(16, torch.float64)
 
 
-def test_operation_count_is_that_of_the_other_forms():
+def test_operation_count_is_that_of_the_other_backends():
     layer = ContMix(32, kernel_size=5, small_kernel=3, num_heads=2, context_grid=2).to("meta")
     counts = []
-    for form in ("dense", "triton"):
+    for backend in ("dense", "triton"):
         x = torch.empty(2, 32, 9, 10, device="meta", requires_grad=True)
-        with contmix_form(form), FlopCounterMode(display=False) as counter:
+        with contmix_backend.force(backend), FlopCounterMode(display=False) as counter:
             layer(x).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]

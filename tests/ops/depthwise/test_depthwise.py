@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
-from lightning_overlock.ops.depthwise.operator import FORMS, depthwise, depthwise_form
+from lightning_overlock.ops.depthwise.operator import depthwise, depthwise_backend
 
 HERE = Path(__file__)
 
@@ -52,15 +52,15 @@ def all_gradients(call, x, weights, bias):
     return [*found, *torch.autograd.grad(found, leaves, grads)]
 
 
-def compare(form, case, dtype, layout, tolerance):
-    """Hold a form against the definition in float64, with inputs that are rounded to `dtype`."""
+def compare(backend, case, dtype, layout, tolerance):
+    """Hold a backend against the definition in float64, with inputs that are rounded to `dtype`."""
     x, weights, dilations, bias = arguments(**case)
     x, *rest = [y.to(dtype) for y in (x, *weights, *([] if bias is None else [bias]))]
     weights, bias = rest[: len(weights)], rest[-1] if bias is not None else None
     x = x.contiguous(memory_format=layout)
 
     def formed(x, weights, bias):
-        return depthwise(x, weights, dilations, bias, form=form)
+        return depthwise(x, weights, dilations, bias, backend=backend)
 
     def defined(x, weights, bias):
         return by_definition(x, weights, dilations, bias)
@@ -72,7 +72,7 @@ def compare(form, case, dtype, layout, tolerance):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         error = (one.double() - other).abs().max() / other.abs().max()
-        assert error < tolerance, (form, case, dtype, layout, error)
+        assert error < tolerance, (backend, case, dtype, layout, error)
 
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -100,10 +100,10 @@ def interpreted():
 def unused_output_autocast_and_checks():
     x, weights, dilations, bias = arguments([(3, 1), (3, 2)], channels=1, height=3, width=3)
     weights = [weight.requires_grad_() for weight in weights]
-    depthwise(x, weights, dilations, bias, form="triton")[0].sum().backward()
+    depthwise(x, weights, dilations, bias, backend="triton")[0].sum().backward()
     assert weights[0].grad.abs().sum() > 0
     assert weights[1].grad.abs().sum() == 0
-    with torch.autocast("cpu", torch.bfloat16), depthwise_form("triton"):
+    with torch.autocast("cpu", torch.bfloat16), depthwise_backend.force("triton"):
         found = depthwise(x, weights, dilations)
     assert {y.dtype for y in found} == {torch.bfloat16}
     operator = torch.ops.lightning_overlock.depthwise.default
@@ -170,9 +170,10 @@ def test_triton_agrees_with_float64_on_a_gpu_and_repeats_itself(kernel, side, dt
     x, bias, *weights = (y.to("cuda", dtype) for y in (x, bias, *weights))
     x = x.contiguous(memory_format=layout)
 
-    def run(form, *inputs):
+    def run(backend, *inputs):
         return all_gradients(
-            lambda x, weights, bias: depthwise(x, weights, dilations, bias, form=form), *inputs
+            lambda x, weights, bias: depthwise(x, weights, dilations, bias, backend=backend),
+            *inputs,
         )
 
     found, again = (run("triton", x, weights, bias) for _ in range(2))
@@ -193,11 +194,11 @@ def test_triton_agrees_with_float64_on_a_gpu_and_repeats_itself(kernel, side, dt
     width=st.integers(1, 9),
     batch=st.integers(1, 3),
     bias=st.booleans(),
-    form=st.sampled_from(["conv", "auto"]),
+    backend=st.sampled_from(["conv", "auto"]),
     layout=st.sampled_from(LAYOUTS),
 )
-def test_forms_for_a_cpu_follow_the_definition(form, layout, **case):
-    compare(form, case, torch.float32, layout, 1e-5)
+def test_forms_for_a_cpu_follow_the_definition(backend, layout, **case):
+    compare(backend, case, torch.float32, layout, 1e-5)
 
 
 def test_layer_takes_the_forced_form_in_training_and_inference(monkeypatch):
@@ -216,19 +217,19 @@ def test_layer_takes_the_forced_form_in_training_and_inference(monkeypatch):
     fused = layer.fuse()
     torch.testing.assert_close(fused(x), layer(x))
     assert counts == [3, 1, 1]
-    with depthwise_form("triton"), pytest.raises(ValueError, match="needs a GPU"):
+    with depthwise_backend.force("triton"), pytest.raises(ValueError, match="needs a GPU"):
         layer(x)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(form="fast"), "form is 'fast', expected 'auto' or one of"),
+        (dict(backend="fast"), "backend is 'fast', expected 'auto' or one of"),
         (dict(x=torch.zeros(2, 5, 5)), r"x has shape \(2, 5, 5\)"),
         (dict(dilations=[1, 2]), "1 weights and 2 dilations"),
         (dict(weights=[torch.zeros(2, 1, 4, 4)]), r"expected \(2, 1, k, k\), k odd"),
         (dict(weights=[torch.zeros(3, 1, 3, 3)]), r"expected \(2, 1, k, k\), k odd"),
-        (dict(form="triton"), "needs a GPU|not installed"),
+        (dict(backend="triton"), "needs a GPU|not installed"),
     ],
 )
 def test_a_wrong_argument_is_named(change, message):
@@ -238,8 +239,8 @@ def test_a_wrong_argument_is_named(change, message):
 
 
 def test_an_unknown_form_cannot_be_forced():
-    assert "conv" in FORMS
-    with pytest.raises(ValueError, match="form is 'fast'"), depthwise_form("fast"):
+    assert "conv" in depthwise_backend.names
+    with pytest.raises(ValueError, match="backend is 'fast'"), depthwise_backend.force("fast"):
         pass
 
 

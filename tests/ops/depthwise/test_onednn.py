@@ -41,7 +41,7 @@ def assert_equal_with_gradients(
     dilations = [dilation for _, dilation in kernels]
     outputs = [
         torchs(x, weights, dilations, bias),
-        depthwise(x, weights, dilations, bias, form="onednn"),
+        depthwise(x, weights, dilations, bias, backend="onednn"),
     ]
     factors = [torch.randn_like(output) for output in outputs[0]]
     found = []
@@ -77,7 +77,7 @@ def test_gradients_agree_with_finite_differences():
     leaves = [tensor.requires_grad_() for tensor in (x, *weights, bias)]
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return depthwise(x, [weight], [2], bias, form="onednn")[0]
+        return depthwise(x, [weight], [2], bias, backend="onednn")[0]
 
     torch.autograd.gradcheck(convolve, leaves)
 
@@ -86,7 +86,7 @@ def test_without_gradients_nothing_is_recorded_and_the_values_are_the_same():
     x, weights, bias = tensors((6, 20), [(15, 1), (3, 7)])
     x.requires_grad_()
     with torch.no_grad():
-        found = depthwise(x, weights, [1, 7], bias, form="onednn")
+        found = depthwise(x, weights, [1, 7], bias, backend="onednn")
     for ours, expected in zip(found, torchs(x, weights, [1, 7], bias), strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
@@ -95,7 +95,7 @@ def test_without_gradients_nothing_is_recorded_and_the_values_are_the_same():
 def test_a_map_that_needs_no_gradient_gets_none():
     x, weights, bias = tensors((6, 6), [(5, 1)])
     weights[0].requires_grad_()
-    depthwise(x, weights, bias=bias, form="onednn")[0].sum().backward()
+    depthwise(x, weights, bias=bias, backend="onednn")[0].sum().backward()
     assert x.grad is None
     assert weights[0].grad is not None
 
@@ -106,7 +106,7 @@ def test_a_channels_last_map_stays_channels_last(width):
     expected = F.conv2d(x, weights[0], bias, 1, 6, 1, CHANNELS)
     last = [t.to(memory_format=torch.channels_last) for t in (x, weights[0])]
     with torch.no_grad():
-        (found,) = depthwise(last[0], [last[1]], bias=bias, form="onednn")
+        (found,) = depthwise(last[0], [last[1]], bias=bias, backend="onednn")
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected)
 
@@ -116,7 +116,7 @@ def test_under_autocast_it_rounds_as_torch_does():
     weights = [weight.requires_grad_() for weight in weights]
     with torch.autocast("cpu", torch.bfloat16):
         expected = torchs(x, weights, [1, 3], bias)
-        found = depthwise(x, weights, [1, 3], bias, form="onednn")
+        found = depthwise(x, weights, [1, 3], bias, backend="onednn")
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)

@@ -1,0 +1,233 @@
+"""timm models side by side: cost, time and memory of each, and where its time goes."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.utils import reparameterize_model
+from torch import nn
+
+import lightning_overlock.bench.unfold  # noqa: F401  brings its backend of ContMix
+from lightning_overlock.bench.measure import (
+    Step,
+    copy_bandwidth,
+    in_mib,
+    inference_step,
+    matmul_rate,
+    medians_in_turn,
+    multiply_adds,
+    parameter_count,
+    peak_memory,
+    second_run,
+    training_step,
+)
+from lightning_overlock.bench.report import Row
+from lightning_overlock.bench.roofline import report
+from lightning_overlock.bench.worker import Worker
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.layers.contmix import ContMix
+from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
+from lightning_overlock.ops.contmix.operator import contmix_backend
+from lightning_overlock.ops.depthwise.operator import depthwise_backend
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What models are measured with.
+
+    Args:
+        batch_size: images in a batch.
+        size: height and width of the images.
+        device: where to run.
+        dtype: a key of `DTYPES`; other than float32, the models run under autocast to it.
+        channels_last: memory format of models and images.
+        inference_form: whether to merge branches and norms before inference.
+        features: whether to measure the feature maps instead of the logits.
+        train: whether to measure a training step too.
+        contmix_backend: gives models with ContMix a second row, the model as it is built (without
+            `inference_form`) and with ContMix on this backend.
+        depthwise_backend: gives models with large depthwise convolutions another row, the model
+            with these on this backend.
+    """
+
+    batch_size: int = 1
+    size: tuple[int, int] = (224, 224)
+    device: str = "cpu"
+    dtype: str = "float32"
+    channels_last: bool = True
+    inference_form: bool = False
+    features: bool = False
+    train: bool = True
+    contmix_backend: str | None = None
+    depthwise_backend: str | None = None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """What `channels_last` means."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class Candidate(NamedTuple):
+    """A row of the table: the model as it is deployed, and its steps by kind."""
+
+    deployed: nn.Module
+    steps: dict[str, Step]
+
+
+def bench_models(
+    names: Sequence[str],
+    setting: Setting | None = None,
+    seconds: float = 5.0,
+    isolated: bool = False,
+) -> list[Row]:
+    """Measure timm models side by side; see `lightning bench --help`.
+
+    Args:
+        names: any timm models.
+        setting: what they are measured with.
+        seconds: how long each figure is measured.
+        isolated: run each row of the table in a process of its own. Within one, memory that a
+            model has freed spares the next one fetching its own from the system.
+
+    Returns:
+        One row per model, the same keys in each: parameters in millions, multiply-adds of one
+        image in billions, images per second, and extra peak memory in MiB.
+
+    Raises:
+        InputError: timm has no model of a name.
+    """
+    setting = setting or Setting()
+    device = setting.device
+    rows: list[Row] = []
+    # Each calls a function of one step, here or in the step's process.
+    asks: dict[str, dict[str, Callable[..., Any]]] = {}
+    with ExitStack() as stack:
+        for name in _known(names):
+            for label, (deployed, steps) in _candidates(name, setting).items():
+                rows.append(_costs(label, deployed, setting.size))
+                if isolated:
+                    process = Worker(label, _steps, name, setting, label)
+                    stack.enter_context(process)
+                    asks[label] = {kind: partial(process.ask, kind) for kind in steps}
+                else:
+                    asks[label] = {kind: partial(_call, step) for kind, step in steps.items()}
+        for ask in asks.values():  # until all processes have started and built their model
+            ask["inference"](callable)
+        for kind in ("inference", "training") if setting.train else ("inference",):
+            turns = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
+            times = medians_in_turn(turns, seconds)
+            for row, (label, ask) in zip(rows, asks.items(), strict=True):
+                row[f"{kind} images/s"] = setting.batch_size / times[label]
+                row[f"{kind} peak MiB"] = in_mib(ask[kind](peak_memory, device))
+    return rows
+
+
+def profile_models(
+    names: Sequence[str], setting: Setting, seconds: float = 1.0
+) -> dict[str, list[Row]]:
+    """Profile the steps that `bench_models` times, by operation, against the device's ceilings.
+
+    Args:
+        names: any timm models.
+        setting: what they are measured with.
+        seconds: how long each of the two ceilings is measured.
+
+    Returns:
+        Rows of `lightning_overlock.bench.roofline.report` by title, which names the ceilings.
+
+    Raises:
+        InputError: timm has no model of a name.
+    """
+    bandwidth = copy_bandwidth(setting.device, seconds)
+    rate = matmul_rate(setting.device, DTYPES[setting.dtype], seconds)
+    ceilings = f"copies at {bandwidth / 1e9:.4g} GB/s, products at {rate / 1e9:.4g} GFLOP/s"
+    tables = {}
+    for name in _known(names):
+        for label, contestant in _candidates(name, setting).items():
+            for kind, step in contestant.steps.items():
+                step()
+                rows = report(step, setting.device, bandwidth, rate)
+                tables[f"{label}, {kind} by operation; measured ceilings: {ceilings}"] = rows
+    return tables
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    """Each name once, if timm has models of all of them."""
+    for name in names:
+        if not timm.is_model(name):
+            raise InputError(
+                f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}\n"
+                "`timm.list_models()` after `import lightning_overlock` names them all."
+            )
+    return list(dict.fromkeys(names))
+
+
+def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
+    """Build a model and what it is compared with, by label."""
+    memory_format = setting.memory_format
+    images = torch.randn(setting.batch_size, 3, *setting.size, device=setting.device)
+    images = images.to(memory_format=memory_format)
+    candidates: dict[str, Candidate] = {}
+
+    def enter(label: str, deployed: nn.Module, model: nn.Module, setting: Setting) -> None:
+        steps = {"inference": _under(inference_step(deployed, images), setting)}
+        if setting.train:
+            steps["training"] = _under(training_step(model, images), setting)
+        candidates[label] = Candidate(deployed, steps)
+
+    first = replace(setting, contmix_backend=None, depthwise_backend=None)
+    model = timm.create_model(name, features_only=setting.features).to(setting.device)
+    model = model.to(memory_format=memory_format)
+    deployed = reparameterize_model(copy.deepcopy(model)) if setting.inference_form else model
+    enter(name, deployed, model, first)
+    if setting.contmix_backend and _has(model, ContMix):
+        label = f"{name} as built, {setting.contmix_backend}"
+        enter(label, model, model, replace(setting, depthwise_backend=None))
+    if setting.depthwise_backend and _has(model, DilatedReparamConv):
+        label = f"{name}, depthwise {setting.depthwise_backend}"
+        enter(label, deployed, model, replace(setting, contmix_backend=None))
+    return candidates
+
+
+def _steps(name: str, setting: Setting, label: str) -> dict[str, Step]:
+    return _candidates(name, setting)[label].steps
+
+
+def _call(step: Step, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(step, *arguments)
+
+
+def _has(model: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
+
+
+def _under(step: Step, setting: Setting) -> Step:
+    """Return the step in the setting's dtype and on its backends."""
+
+    def run() -> object:
+        with ExitStack() as stack:
+            if setting.dtype != "float32":
+                kind = torch.device(setting.device).type
+                stack.enter_context(torch.autocast(kind, DTYPES[setting.dtype]))
+            if setting.contmix_backend:
+                stack.enter_context(contmix_backend.force(setting.contmix_backend))
+            if setting.depthwise_backend:
+                stack.enter_context(depthwise_backend.force(setting.depthwise_backend))
+            return step()
+
+    return run
+
+
+def _costs(label: str, model: nn.Module, size: tuple[int, int]) -> Row:
+    return {
+        "model": label,
+        "parameters M": parameter_count(model) / 1e6,
+        "multiply-adds G": multiply_adds(model, (3, *size)) / 1e9,
+    }
