@@ -38,5 +38,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+# As entries of the class's own text: named tuples document their fields a second time.
+napoleon_use_ivar = True
 # Types of other projects have no pages here; nothing is fetched to look for them.
 nitpicky = False

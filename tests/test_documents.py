@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README runs."""
+"""Every command and every line of Python in the README and the documentation runs."""
 
 import json
 import re
@@ -14,7 +14,9 @@ from tasks.coco_layout import write_layout
 
 from lightning_overlock.cli.main import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # What keeps a command of the README small; nothing here changes which code it runs.
 TINY = {
     "fit": [
@@ -54,13 +56,16 @@ SMALL_MODELS = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, page):
+    pattern = rf"^```{language}\n(.*?)^```"
+    return re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands():
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line.partition("#")[0].strip() for line in lines if line.startswith("lightning ")]
+    """Each command once, those of the README first."""
+    lines = [line for page in PAGES for block in blocks("sh", page) for line in block.splitlines()]
+    typed = [line.partition("#")[0].strip() for line in lines if line.startswith("lightning ")]
+    return list(dict.fromkeys(typed))
 
 
 def smaller(words):
@@ -143,7 +148,7 @@ def write_plots(root, rng):
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_the_order_of_the_readme(workplace, capsys):
+def test_every_command_runs_in_the_order_of_the_pages(workplace, capsys):
     found = commands()
     assert len(found) > 8
     for command in found:
@@ -158,17 +163,31 @@ def test_every_command_runs_in_the_order_of_the_readme(workplace, capsys):
     assert "auxiliary loss" in (runs / "overlock_components-digits/table.md").read_text()
 
 
-def test_every_line_of_python_runs():
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks("python", page)], ids=lambda page: page.name
+)
+def test_every_line_of_python_runs(page):
     scope = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)
-    assert scope["fast"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
-    assert len(scope["maps"](torch.zeros(1, 3, 64, 64))) == 4
+    for block in blocks("python", page):
+        exec(compile(block, page.name, "exec"), scope)
+    if page == README:
+        assert scope["fast"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 
 
 def test_make_targets_of_the_readme_exist():
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh", README)), re.MULTILINE)
     assert targets == ["quickstart", "test"]
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_readme_has_at_most_200_lines():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
