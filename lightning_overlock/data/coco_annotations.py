@@ -195,7 +195,7 @@ def _refuse_impossible_boxes(
             )
 
     stop_if(
-        (width > 0) & (height > 0) & (width <= 1) & (height <= 1),
+        (width <= 1) & (height <= 1),
         "are no larger than a pixel, as in normalised coordinates",
         "; multiply by the image's width and height",
     )
@@ -216,17 +216,19 @@ def _refuse_impossible_boxes(
 def _numbers(
     annotations: list[Any], images: dict[int, ImageEntry]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the boxes (N, 4), their images' (height, width), and `_meant_as_corners` of each."""
+    """Return the boxes (N, 4) with an area, their images' sizes, and `_meant_as_corners` of each."""
     boxes, sizes = [], []
     meant: list[bool] = []
     for entry in annotations:
-        if isinstance(entry, dict) and (box := box_of_numbers(entry.get("bbox"))) is not None:
-            key = whole(entry.get("image_id"))
-            if key is not None and key in images:
-                boxes.append(box)
-                sizes.append(images[key].size)
-                # A thousand tell enough.
-                meant.append(len(meant) < 1000 and _meant_as_corners(box, entry))
+        box = box_of_numbers(entry.get("bbox")) if isinstance(entry, dict) else None
+        if box is None or min(box[2:]) <= 0:
+            continue
+        key = whole(entry.get("image_id"))
+        if key is not None and key in images:
+            boxes.append(box)
+            sizes.append(images[key].size)
+            # A thousand tell enough.
+            meant.append(len(meant) < 1000 and _meant_as_corners(box, entry))
     kept = min(len(meant), 1000)
     return (
         np.array(boxes, np.float64).reshape(-1, 4),
