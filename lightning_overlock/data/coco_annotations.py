@@ -216,7 +216,7 @@ def _refuse_impossible_boxes(
 def _numbers(
     annotations: list[Any], images: dict[int, ImageEntry]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the boxes (N, 4) with an area, their images' sizes, and `_meant_as_corners` of each."""
+    """Return boxes (N, 4) with an area, their images' sizes, and `_meant_as_corners` of each."""
     boxes, sizes = [], []
     meant: list[bool] = []
     for entry in annotations:
