@@ -55,7 +55,8 @@ def check_ranges(group: str, values: Mapping[str, Any], ranges: Mapping[str, Ran
     for name, allowed in ranges.items():
         value = values.get(name)
         for number in value if isinstance(value, list | tuple) else [value]:
-            known = isinstance(number, int | float) and not isinstance(number, bool)
-            if known and number not in allowed:
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            if number not in allowed:
                 shown = f"{group}.{name}" if group else name
                 raise InputError(f"{shown}: found {number}, expected {allowed}.")

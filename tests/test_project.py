@@ -18,6 +18,8 @@ PACKAGE = ROOT / "lightning_overlock"
 ROOMS = [
     "errors",
     "ranges",
+    "files",
+    "yaml_files",
     "ops",
     "layers",
     "models",

@@ -1,22 +1,53 @@
-"""Reading the arguments of a command: unknown names and wrong values in three lines at most."""
+"""Reading the options of a command: names, classes and values, held against what is known."""
 
 import difflib
 import importlib
 import inspect
-import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, NoReturn
 
+import timm
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
+from torch import nn
 
-from lightning_overlock.cli.request import read_yaml, typed_options
+from lightning_overlock.cli.parse_errors import summarise_error
+from lightning_overlock.cli.request import typed_options
 from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check_ranges
+from lightning_overlock.yaml_files import dump_yaml
 
 # The options whose class is chosen by the user, and what it must derive from.
 CHOSEN: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+
+# Of options whose classes are not this package's; tasks and data modules say their own.
+RANGES: dict[str, dict[str, Range]] = {
+    "": {"seed_everything": Range(0, 2**32 - 1)},
+    "ema": {"decay": Range(0, 1, open="high")},
+    "trainer": {
+        "num_nodes": AT_LEAST_1,
+        "max_epochs": Range(-1),  # -1 is without end, as Lightning has it
+        "min_epochs": AT_LEAST_0,
+        "max_steps": Range(-1),
+        "min_steps": AT_LEAST_0,
+        "limit_train_batches": AT_LEAST_0,
+        "limit_val_batches": AT_LEAST_0,
+        "limit_test_batches": AT_LEAST_0,
+        "limit_predict_batches": AT_LEAST_0,
+        "overfit_batches": AT_LEAST_0,
+        "val_check_interval": ABOVE_0,
+        "check_val_every_n_epoch": AT_LEAST_1,
+        "num_sanity_val_steps": Range(-1),
+        "log_every_n_steps": AT_LEAST_0,
+        "accumulate_grad_batches": AT_LEAST_1,
+        "gradient_clip_val": AT_LEAST_0,
+        "reload_dataloaders_every_n_epochs": AT_LEAST_0,
+        "fast_dev_run": AT_LEAST_0,
+    },
+}
 
 
 class _ParseError(Exception):
@@ -40,7 +71,7 @@ def parse(
     parser: ArgumentParser,
     command: str,
     options: ArgumentParser,
-    configs: list[tuple[str, str]],
+    configs: list[tuple[str, dict[str, Any]]],
     words: list[str],
 ) -> Namespace:
     """Parse the arguments of one command.
@@ -49,37 +80,48 @@ def parse(
         parser: The whole command's parser.
         command: The subcommand.
         options: The subcommand's parser.
-        configs: Configurations as (where it is from, YAML text); later ones override.
+        configs: Configurations as (where it is from, content); later ones override.
         words: The other arguments; they override the configurations.
 
     Raises:
-        InputError: For an unknown name or a value of the wrong type.
+        InputError: For an unknown name, a value of the wrong type or a number out of its range.
     """
-    contents = [(source, read_yaml(text, source)) for source, text in configs]
     typed = list(typed_options(words))
-    chosen = _chosen_classes(contents, typed)
+    chosen = chosen_classes(configs, typed)
     known = _known_options(options, chosen)
     for option in CHOSEN:
-        for source, content in contents:
+        for source, content in configs:
             if content.get(option) and not chosen[option]:
                 raise InputError(
                     f"{source}: sets options of the {option}, but its class is not chosen.\nGive a "
                     f"configuration that chooses it as well, or --{option} CLASS."
                 )
-    for source, content in contents:
+    arguments = _backbone_arguments(configs, typed)
+    for source, content in configs:
         for name in _names(content, known):
-            _check_name(name, known, f"{source}: unknown option '{name}'.")
+            _check_name(name, known, f"{source}: unknown option '{name}'.", arguments)
     for name, _ in typed:
-        _check_name(name, known, f"--{name}: unknown option.")
-    arguments = [command]
-    for _, text in configs:
-        arguments += ["--config", text if text.strip() else "{}"]
+        _check_name(name, known, f"--{name}: unknown option.", arguments)
+    line = [command]
+    for _, content in configs:
+        line += ["--config", dump_yaml(content)]
     try:
-        found = parser.parse_args([*arguments, *words])
+        found = parser.parse_args([*line, *words])
     except _ParseError as error:
-        raise InputError(_boil_down(str(error), command)) from error
+        raise InputError(summarise_error(str(error), command)) from error
     _restore_nulls(found[command], typed)
+    _check_values(found[command], chosen)
     return found
+
+
+def _check_values(found: Namespace, chosen: dict[str, set[type]]) -> None:
+    """Hold numbers against their ranges before anything is built."""
+    for group, ranges in RANGES.items():
+        check_ranges(group, vars(found[group]) if group else vars(found), ranges)
+    for option, classes in chosen.items():
+        arguments = (found.get(option) or {}).get("init_args") or {}
+        for one in classes:
+            check_ranges(option, dict(arguments), getattr(one, "ranges", {}))
 
 
 def _restore_nulls(found: Namespace, typed: list[tuple[str, str | None]]) -> None:
@@ -92,44 +134,68 @@ def _restore_nulls(found: Namespace, typed: list[tuple[str, str | None]]) -> Non
                 dictionary[keys[1]] = None
 
 
-def _chosen_classes(
-    contents: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, str | None]]
+# Classes ------------------------------------------------------------------------------------------
+
+
+def chosen_classes(
+    configs: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, str | None]]
 ) -> dict[str, set[type]]:
-    """Return the classes named for the model and the data."""
+    """Return the classes named for the model and the data.
+
+    Raises:
+        InputError: There is no class of a name.
+    """
     named: list[tuple[str, str, Any]] = []
-    for source, content in contents:
+    for source, content in configs:
         for option in CHOSEN:
             value = content.get(option)
             name = value.get("class_path") if isinstance(value, dict) else value
             named.append((f"{source}: {option}", option, name))
     for name, value in typed:
-        option = name.removesuffix(".class_path")
+        option = name.removesuffix(".class_path").removesuffix(".help")
         if option in CHOSEN:
             named.append((f"--{name}", option, value))
     chosen: dict[str, set[type]] = {option: set() for option in CHOSEN}
     for source, option, name in named:
         if isinstance(name, str) and not name.startswith("{"):
-            chosen[option].add(_find_class(source, name, CHOSEN[option]))
+            chosen[option].add(find_class(source, name, CHOSEN[option]))
     return chosen
 
 
-def _find_class(source: str, name: str, base: type) -> type:
+def known_classes(base: type) -> dict[str, type]:
+    """Return the classes that an option may choose, by name: ours where there are some."""
+    found = {
+        one.__name__: one
+        for one in _subclasses(base)
+        if not one.__name__.startswith(("_", "Base")) and not inspect.isabstract(one)
+    }
+    if base in CHOSEN.values():
+        return {n: one for n, one in found.items() if not one.__module__.startswith("lightning.")}
+    return {n: one for n, one in found.items() if one.__module__.startswith("lightning.")}
+
+
+def find_class(source: str, name: str, base: type) -> type:
+    """Return the class of a name or an import path.
+
+    Args:
+        source: Where the name is from, for messages.
+        name: The name.
+        base: What the class must derive from.
+
+    Raises:
+        InputError: There is none.
+    """
     module, _, attribute = name.rpartition(".")
-    known = {found.__name__: found for found in _subclasses(base)}
     found: Any
     if not module:
-        found = known.get(name)
+        found = {one.__name__: one for one in _subclasses(base)}.get(name)
     else:
         try:
             found = getattr(importlib.import_module(module), attribute, None)
         except ModuleNotFoundError:
             found = None
     if not (isinstance(found, type) and issubclass(found, base)):
-        ours = sorted(
-            name
-            for name, c in known.items()
-            if not c.__module__.startswith("lightning.") and not name.startswith(("_", "Base"))
-        )
+        ours = sorted(known_classes(base))
         raise InputError(
             f"{source} {name}: no class of this name.{did_you_mean(name, ours)}\n"
             f"Expected one of {', '.join(ours)}, or the import path of a {base.__name__}."
@@ -144,6 +210,17 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(found)
 
 
+# Names --------------------------------------------------------------------------------------------
+
+
+@cache
+def class_options(found: type, group: str) -> ArgumentParser:
+    """Return a parser with the options of a class, in their short form."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_class_arguments(found, group, fail_untyped=False)
+    return parser
+
+
 def _known_options(options: ArgumentParser, chosen: dict[str, set[type]]) -> set[str]:
     """Return every option's name, with those of the chosen classes in their short form."""
     known = {
@@ -152,11 +229,11 @@ def _known_options(options: ArgumentParser, chosen: dict[str, set[type]]) -> set
         for string in action.option_strings
         if string.startswith("--")
     }
-    for option, classes in chosen.items():
-        linked = {name.replace("init_args.", "") for name in _link_targets(options)}
+    linked = {name.replace("init_args.", "") for name in _link_targets(options)}
+    for group, classes in chosen.items():
         for found in classes:
-            parameters = ArgumentParser().add_class_arguments(found, option, fail_untyped=False)
-            known |= set(parameters) - linked
+            names = {action.dest for action in class_options(found, group)._actions}
+            known |= {name for name in names if name.startswith(f"{group}.")} - linked
     return known
 
 
@@ -178,7 +255,7 @@ def _names(content: dict[str, Any], known: set[str], prefix: str = "") -> Iterat
             yield name
 
 
-def _check_name(name: str, known: set[str], problem: str) -> None:
+def _check_name(name: str, known: set[str], problem: str, arguments: set[str]) -> None:
     short = name.replace(".init_args.", ".", 1) if name.split(".")[0] in CHOSEN else name
     parts = short.removesuffix("+").split(".")
     parents = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
@@ -186,41 +263,63 @@ def _check_name(name: str, known: set[str], problem: str) -> None:
     ours = parents & known - ({"model", "data", "trainer"} if len(parts) > 1 else set())
     if ours or (parts[0] in CHOSEN and parts[1:2] in (["class_path"], ["dict_kwargs"])):
         return
-    same_end = [k for k in sorted(known) if k.split(".")[-1] == parts[-1]]
-    near = same_end or difflib.get_close_matches(short, sorted(known), n=1, cutoff=0.6)
-    hint = f" Did you mean '--{near[0]}'?" if near else ""
+    near = _nearest_option(parts, known, arguments)
+    hint = f" Did you mean '--{near}'?" if near else ""
     raise InputError(f"{problem}{hint}\n`lightning COMMAND --help` lists the options.")
 
 
-def _boil_down(message: str, command: str) -> str:
-    """Put jsonargparse's words about a value into one or two lines."""
-    if missing := re.search(r"arguments are required: (.*)", message):
-        needed = missing[1].replace(f"{command}.", "--")
-        return (
-            f"{command} needs {needed}.\nGive --config NAME (`lightning configs` lists the shipped "
-            "ones), or --model and --data."
-        )
-    # Alternatives are indented below what they are alternatives of; the last key is the innermost.
-    keys = list(re.finditer(r'^( *)Parser key "([^"]+)":', message, re.M))
-    if not keys:
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        return "\n".join(line[:160] for line in lines[:3])
-    name = ".".join(key[2].replace("init_args.", "") for key in keys)
-    if refused := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        module, _, found = refused[1].rpartition(".")
-        accepted = inspect.signature(getattr(importlib.import_module(module), found)).parameters
-        return f"{name}: {found} has no option '{refused[2]}'.{did_you_mean(refused[2], accepted)}"
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        known = [c.__name__ for base in (Callback, Logger) for c in _subclasses(base)]
-        return f"{name}: no class is named '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
-    problem = message[keys[-1].end() :]
-    found_value = re.search(r"(?:Given|Got) value: (.*)", problem)
-    expected: list[str] = []
-    for text in re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", problem, re.M):
-        if literal := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", text):
-            expected += literal[1].replace("'", "").split(", ")
-        else:
-            expected.append(re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", text))
-    wanted = " or ".join("None" if e == "NoneType" else e for e in dict.fromkeys(expected))
-    value = found_value[1][:80] if found_value else "a value that does not fit"
-    return f"{name}: found {value}, expected {wanted or 'another type'}."
+def _nearest_option(parts: list[str], known: set[str], arguments: set[str]) -> str:
+    """Return the option that is probably meant, "" if none is near.
+
+    The same name elsewhere comes first, then a name that has it as its last words (`epochs`), then
+    the nearest by its letters, of the same group before all others.
+    """
+    last, short, group = parts[-1], ".".join(parts), ".".join(parts[:-1])
+    every = sorted(known | {f"model.backbone_args.{name}" for name in arguments})
+    ends = {name: name.split(".")[-1] for name in every}
+    near_ends = set(difflib.get_close_matches(last, ends.values(), n=5, cutoff=0.75))
+    near = [name for name, end in ends.items() if end in near_ends]
+    letters = difflib.SequenceMatcher(b=last)
+
+    def likeness(name: str) -> float:
+        letters.set_seq1(ends[name])
+        return letters.ratio() + 0.1 * name.startswith(f"{group}.")
+
+    candidates = [
+        *(name for name in every if ends[name] == last),
+        *(name for name in every if ends[name].removeprefix("max_") == last),
+        *(name for name in every if name.replace(".", "_") == last),
+        *sorted(near, key=likeness, reverse=True),
+        *difflib.get_close_matches(short, every, n=1, cutoff=0.6),
+    ]
+    return candidates[0] if candidates else ""
+
+
+def _backbone_arguments(
+    configs: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, str | None]]
+) -> set[str]:
+    """Return the arguments that the backbone's own constructor has, as far as they are known."""
+    backbone: Any = "overlock_xxt"
+    for _, content in configs:
+        model = content.get("model")
+        arguments = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+        backbone = arguments.get("backbone", backbone)
+    for name, value in typed:
+        if name in {"model.backbone", "model.init_args.backbone"}:
+            backbone = value
+    return constructor_arguments(backbone) if isinstance(backbone, str) else set()
+
+
+def constructor_arguments(backbone: str) -> set[str]:
+    """Return the arguments of the networks in the file that defines a timm model."""
+    if not timm.is_model(backbone):
+        return set()
+    module = sys.modules[timm.model_entrypoint(backbone.partition(".")[0]).__module__]
+    networks: Iterable[type] = (
+        found
+        for found in vars(module).values()
+        if isinstance(found, type) and issubclass(found, nn.Module)
+    )
+    signatures = [inspect.signature(found).parameters for found in networks]
+    ignored = {"self", "args", "kwargs", "num_classes", "features_only", "pretrained"}
+    return {name for found in signatures if "num_classes" in found for name in found} - ignored

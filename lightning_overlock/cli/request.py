@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from lightning_overlock import configs
-from lightning_overlock.errors import InputError
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.files import read_text
 from lightning_overlock.runs.checkpoint import read_checkpoint
 from lightning_overlock.runs.config import checkpoint_config
-from lightning_overlock.runs.layout import LAST, last_checkpoint, run_folder, run_of
+from lightning_overlock.runs.layout import BEST, LAST, last_checkpoint, run_folder, run_of
+from lightning_overlock.yaml_files import parse_yaml
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Request:
     Attributes:
         command: The command.
         name: The run's name.
-        configs: The configurations as (source, YAML text), a checkpoint's own first.
+        configs: The configurations as (source, content), a checkpoint's own first.
         words: The other arguments.
         ckpt_path: The checkpoint, if one is given.
         checkpoint: Its content.
@@ -34,7 +34,7 @@ class Request:
 
     command: str
     name: str
-    configs: list[tuple[str, str]]
+    configs: list[tuple[str, dict[str, Any]]]
     words: list[str]
     ckpt_path: Path | None = None
     checkpoint: dict[str, Any] | None = None
@@ -51,45 +51,87 @@ def read_request(command: str, arguments: list[str]) -> Request:
     splitter.add_argument("--name")
     splitter.add_argument("--ckpt_path")
     found, words = splitter.parse_known_args(arguments)
+    list(typed_options(words))  # a stray word or a missing value is told at once
     files = [configs.find(name) for name in found.config]
-    texts = [
-        (f"--config {name}", read_config(file))
+    contents = [
+        (f"--config {name}", parse_yaml(read_text(file, f"--config {name}"), f"--config {name}"))
         for name, file in zip(found.config, files, strict=True)
     ]
-    given: dict[str, Any] = {}
-    for source, text in texts:
-        content = read_yaml(text, source)
-        given |= {key: content[key] for key in ("name", "ckpt_path") if content.get(key)}
+    given = _given_words(contents)
     stems = "-".join(file.stem for file in files)
     name: str | None = found.name or given.get("name") or stems or None
     path: str | None = found.ckpt_path or given.get("ckpt_path")
+    if name is not None:
+        run_folder(name)  # refuses what cannot be a folder's name
     requeued = command == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if path is None and requeued and name is not None:
         path = "last" if (run_folder(name) / LAST).is_file() else None
-    request = Request(command, name or "run", texts, words)
+    request = Request(command, name or "run", contents, words)
     if path is None:
-        return request
-    if path == "last":
-        if name is None:
+        if command != "fit" and not contents and not words:
             raise InputError(
-                "--ckpt_path last: found neither --name nor --config, so no run to continue."
+                f"{command} needs --ckpt_path.\n"
+                "Expected a checkpoint or the folder of a run, as in --ckpt_path runs/NAME."
             )
-        request.ckpt_path = last_checkpoint(name)
-    else:
-        request.ckpt_path = Path(path)
+        return request
+    request.ckpt_path = find_checkpoint(command, path, name)
     request.checkpoint = read_checkpoint(request.ckpt_path)
     if "config" in request.checkpoint:
         own = checkpoint_config(request.checkpoint)
-        request.configs.insert(
-            0, (f"the configuration in {request.ckpt_path}", yaml.safe_dump(own))
-        )
+        request.configs.insert(0, (f"the configuration in {request.ckpt_path}", own))
         request.name = name or run_of(request.ckpt_path) or own.get("name") or request.name
-    elif not texts:
+    elif not contents:
         raise InputError(
             f"{request.ckpt_path}: found no configuration inside this checkpoint.\n"
             "Expected a checkpoint written by `lightning fit`; else give --config as well."
         )
     return request
+
+
+def _given_words(contents: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """Return the run's name and the checkpoint that configurations give, the last ones."""
+    given: dict[str, str] = {}
+    for source, content in contents:
+        for key in ("name", "ckpt_path"):
+            value = content.get(key)
+            if value is not None and not isinstance(value, str):
+                raise InputError(
+                    f"{source}: {key} is {value}, which YAML takes for no word.\n"
+                    f'Expected quotes around it, as in {key}: "1_000".'
+                )
+            given |= {key: value} if value else {}
+    return given
+
+
+def find_checkpoint(command: str, path: str, name: str | None) -> Path:
+    """Return the checkpoint that --ckpt_path means: a file, a run's folder, "last" or "best".
+
+    Of a run's folder `fit` takes the last checkpoint, the other commands the best.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if path in {"last", "best"}:
+        if name is None:
+            raise InputError(
+                f"--ckpt_path {path}: found neither --name nor --config, so no run to "
+                f"{'continue' if command == 'fit' else 'look into'}."
+            )
+        best = run_folder(name) / BEST
+        return best if path == "best" and best.is_file() else last_checkpoint(name)
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    run = folder.parent if folder.name == Path(LAST).parent.name else folder
+    for kind in (LAST, BEST) if command == "fit" else (BEST, LAST):
+        if (run / kind).is_file():
+            print(f"Checkpoint: {run / kind}")
+            return run / kind
+    runs = [str(found.parents[1]) for found in folder.glob(f"*/{LAST}")]
+    raise InputError(
+        f"--ckpt_path {path}: this folder holds no {LAST}.{did_you_mean(path, runs)}\n"
+        "Expected a checkpoint or the folder of a run, as in --ckpt_path runs/NAME."
+    )
 
 
 class ArgumentSplitter(argparse.ArgumentParser):
@@ -103,35 +145,6 @@ class ArgumentSplitter(argparse.ArgumentParser):
         raise InputError(f"{message}.")
 
 
-def read_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return a configuration's content.
-
-    Raises:
-        InputError: If it is no YAML mapping.
-    """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(
-            f"{source}{line}: not valid YAML ({getattr(error, 'problem', error)})."
-        ) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{source}: found {str(content)[:60]!r}, expected YAML `option: value`.")
-    return content
-
-
-def read_config(path: Path) -> str:
-    """Return a configuration file's text."""
-    try:
-        return path.read_text()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: found a binary file, expected a YAML configuration.") from None
-
-
 def typed_options(words: list[str]) -> Iterator[tuple[str, str | None]]:
     """Yield the options on the command line as (name, value)."""
     rest = iter(words)
@@ -141,7 +154,7 @@ def typed_options(words: list[str]) -> Iterator[tuple[str, str | None]]:
         name, equals, value = word.lstrip("-").partition("=")
         if equals:
             yield name, value
-        elif name in {"h", "print_config"} or name.split(".")[-1] == "help":
+        elif name in {"h", "print_config"} or name.split(".")[-1] in {"help", "help-all"}:
             # Their value is optional and changes nothing here.
             return
         else:

@@ -1,10 +1,9 @@
 """`fit`, `validate`, `test` and `predict`: a request becomes a task, its data and a trainer."""
 
 import importlib
-import logging
 import os
 import sys
-import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_overlock import configs
 
 # Their classes are known by name once imported.
 from lightning_overlock import data as data
@@ -23,13 +24,36 @@ from lightning_overlock import tasks as tasks
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.prediction_images import PredictionImages
+from lightning_overlock.cli.help import requested_help
+from lightning_overlock.cli.messages import ParameterCount, held_messages, keep_quiet
 from lightning_overlock.cli.parser import Parser, parse
-from lightning_overlock.cli.request import Request, read_request
-from lightning_overlock.errors import InputError, Interrupted
+from lightning_overlock.cli.request import Request, read_request, typed_options
+from lightning_overlock.errors import ConfigError, InputError, Interrupted
+from lightning_overlock.files import require_writable
 from lightning_overlock.runs.layout import LAST, run_folder, run_of
 from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.runs.recording import MetricsFile, RunConfig
 from lightning_overlock.runs.saving import BestAndLast
+from lightning_overlock.yaml_files import dump_yaml
+
+# Exceptions that mean a mistake in what was typed, configured or read.
+WRONG_INPUT = (InputError, ConfigError, MisconfigurationException)
+
+# Options of the trainer and of a run that only training uses.
+OF_TRAINING = frozenset(
+    f"trainer.{name}"
+    for name in (
+        "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches",
+        "overfit_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps",
+        "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+        "log_every_n_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
+    )
+)  # fmt: skip
+# Of the evaluations each uses its own limit.
+LIMITS = {
+    name: f"trainer.limit_{kind}_batches"
+    for name, kind in (("validate", "val"), ("test", "test"), ("predict", "predict"))
+}
 
 
 def run(request: Request) -> None:
@@ -39,26 +63,16 @@ def run(request: Request) -> None:
         InputError: For a known mistake, those that Lightning finds included.
         Interrupted: If a signal stopped the training.
     """
+    if (text := requested_help(request)) is not None:
+        print(text)
+        return
+    request.words = ["--help" if word == "--help-all" else word for word in request.words]
+    keep_quiet()
     try:
-        TrainingCLI(request)
+        with held_messages(WRONG_INPUT) as first_batch:
+            TrainingCLI(request, first_batch)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
-
-
-def _keep_quiet() -> None:
-    """Silence what Lightning says that nobody at the command line can act on."""
-    for handler in logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(_has_substance)
-    # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
-    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
-    # The tasks log values that are reduced over all processes already.
-    warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist", UserWarning)
-
-
-def _has_substance(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not text.startswith(("💡 Tip", "`weights_only` was not set", "TPU available: False"))
 
 
 def _free_options(class_path: str) -> frozenset[str]:
@@ -73,11 +87,12 @@ class TrainingCLI(LightningCLI):
 
     Args:
         request: What was typed.
+        first_batch: Lets Lightning's messages out when the first batch has gone through.
     """
 
-    def __init__(self, request: Request) -> None:
-        _keep_quiet()
+    def __init__(self, request: Request, first_batch: Callback | None = None) -> None:
         self.request = request
+        self.first_batch = first_batch
         self.folder = run_folder(request.name)
         super().__init__(
             LightningModule,
@@ -94,7 +109,9 @@ class TrainingCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the one command that was typed, as building each parser takes a while."""
         every = LightningCLI.subcommands()
-        return {self.request.command: every[self.request.command] | {"weights_only"}}
+        # Metrics are printed as `fit` prints them; predictions go to files.
+        ours = {"weights_only", "verbose", "return_predictions"}
+        return {self.request.command: every[self.request.command] | ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the package adds to Lightning's options."""
@@ -113,10 +130,46 @@ class TrainingCLI(LightningCLI):
         if request.ckpt_path is not None:
             words.insert(0, f"--ckpt_path={request.ckpt_path}")
         options = self._subcommand_parsers[command]
+        self._refuse_unused()
         self.config = parse(parser, command, options, request.configs, words)
+        self._refuse_untrained()
         if request.checkpoint is not None and "config" in request.checkpoint:
             own = parse(parser, command, options, request.configs[:1], [])
             self._refuse_contradictions(self._plain(own), self._plain(self.config))
+
+    def _refuse_unused(self) -> None:
+        """Refuse what was typed and would change nothing."""
+        command = self.request.command
+        if command == "fit":
+            return
+        unused = OF_TRAINING | set(LIMITS.values()) - {LIMITS[command]}
+        for name, _ in typed_options(self.request.words):
+            if name in unused or name.startswith("ema."):
+                raise InputError(
+                    f"--{name}: {command} makes no use of this option.\n"
+                    f"Leave it out; `lightning {command} --help` lists what it uses."
+                )
+
+    def _refuse_untrained(self) -> None:
+        """Refuse to fine-tune or to evaluate a network that has no weights but random ones."""
+        command, found = self.request.command, self.config[self.request.command]
+        arguments = found.model.get("init_args") or {}
+        given = arguments.get("init_from")
+        if given is not None and not Path(given).is_file():
+            raise InputError(f"--model.init_from {given}: this file does not exist.")
+        if self.request.ckpt_path is not None or given or arguments.get("pretrained"):
+            return
+        recipes = {source.removeprefix("--config ") for source, _ in self.request.configs}
+        if command != "fit":
+            raise InputError(
+                f"{command}: found no trained weights.\nExpected --ckpt_path FILE, or "
+                "--model.init_from FILE or --model.pretrained true with a configuration."
+            )
+        if recipes & configs.FROM_WEIGHTS:
+            raise InputError(
+                "--config finetune: found no trained weights to start from.\n"
+                "Expected --model.init_from FILE, or --model.pretrained true for timm's."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint's hyperparameters alone: its configuration was read already."""
@@ -147,13 +200,22 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; hold the data's classes against the checkpoint's."""
+        trainer = self.config[self.request.command].trainer
+        if not trainer.fast_dev_run:
+            require_writable(self.folder, "Expected a place to write to; OVERLOCK_RUNS moves runs.")
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            if error.__cause__ is None:
+        except (ValueError, ModuleNotFoundError) as error:
+            # jsonargparse wraps whatever a constructor raises, more than once within the trainer's.
+            found: BaseException = error
+            while isinstance(found, ValueError) and found.__cause__ is not None:
+                found = found.__cause__
+            missing = isinstance(found, ModuleNotFoundError) or "Requirement " in str(found)
+            if missing:  # a logger, say, whose library is not installed
+                raise InputError(str(found).splitlines()[-1].strip()) from error
+            if found is error:
                 raise
-            # jsonargparse wraps whatever a constructor raises.
-            raise error.__cause__ from None
+            raise found from None
         checkpoint = self.request.checkpoint or {}
         trained = checkpoint.get("hyper_parameters", {}).get("class_names")
         if trained is None or self.request.command == "predict":
@@ -187,11 +249,14 @@ class TrainingCLI(LightningCLI):
             # There is no BestAndLast then; Lightning takes MetricsFile for a checkpoint callback.
             kwargs["enable_checkpointing"] = True
         self.trainer_defaults["callbacks"] = self._callbacks(given)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # its arguments are what was typed
+            raise InputError(str(error)) from error
 
     def _callbacks(self, trainer: Namespace) -> list[Callback]:
         """Return the callbacks that every run has, whatever callbacks its configuration lists."""
-        text = yaml.safe_dump(self._stored_config(), sort_keys=False)
+        text = dump_yaml(self._stored_config())
         found: list[Callback] = []
         if trainer.fast_dev_run:  # leaves nothing behind
             found.append(RunConfig(text, None))
@@ -210,8 +275,8 @@ class TrainingCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             found.append(RichProgressBar() if interactive else EpochLines())
         if trainer.enable_model_summary is not False:
-            found.append(RichModelSummary() if interactive else ModelSummary())
-        return found
+            found.append(ParameterCount())
+        return found + ([] if self.first_batch is None else [self.first_batch])
 
     def _stored_config(self) -> dict[str, Any]:
         plain = self._plain(self.config)
@@ -245,7 +310,15 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand in {"validate", "test"}:
+            kwargs["verbose"] = False  # after_validate, after_test
         return kwargs if subcommand == "fit" else {**kwargs, "weights_only": True}
+
+    def after_validate(self) -> None:
+        """Print the metrics as `fit` does."""
+        self._say(format_metrics(self.trainer))
+
+    after_test = after_validate
 
     @staticmethod
     @rank_zero_only

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from lightning_overlock.errors import InputError, did_you_mean
 
+# Recipes for networks that are trained already: from scratch their learning rates are too low.
+FROM_WEIGHTS = frozenset({"finetune"})
+
 
 def shipped() -> dict[str, Path]:
     """Return the shipped configurations as name -> file, sorted by name."""

@@ -250,7 +250,7 @@ WRONG = [
         ["timm has no model 'resnt18'", None],
     ),
     (
-        ("fit", "--config", "finetune", "--data.root", "nowhere"),
+        ("fit", "--config", "imagenet", "--data.root", "nowhere"),
         ["data.root: 'nowhere' is no folder", "expected train/ and val/ in it"],
     ),
     (
@@ -321,7 +321,7 @@ def test_a_wrong_configuration_file_is_named(text, expected, capsys):
 def test_a_binary_configuration_is_refused(capsys):
     Path("mine.yaml").write_bytes(b"\xff\xfe\x00")
     lines = answer(capsys, "fit", "--config", "mine.yaml")
-    assert lines == ["mine.yaml: found a binary file, expected a YAML configuration."]
+    assert lines == ["--config mine.yaml: found a binary file, expected text in UTF-8."]
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from PIL import Image
 
@@ -44,6 +45,15 @@ def content(name):
     return yaml.safe_load(shipped()[name].read_text())
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Weights to fine-tune from, of the backbones that stand in for larger ones here."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("test_overlock", "test_convnext"):
+        torch.save(timm.create_model(name, num_classes=2).state_dict(), folder / f"{name}.pt")
+    return folder
+
+
 def options(config, images):
     """Return what makes a configuration small; its own values otherwise stay."""
     family = "convneur" if "convneur" in str(config["model"]) else "overlock"
@@ -58,16 +68,31 @@ def options(config, images):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_each_configuration_runs(name, images):
-    assert main(["fit", "--config", name, *options(content(name), images)]) == 0
+def test_each_configuration_runs(name, images, weights):
+    small = options(content(name), images)
+    start = [f"--model.init_from={weights}/test_overlock.pt"] if name == "finetune" else []
+    assert main(["fit", "--config", name, *small, *start]) == 0
 
 
 @pytest.mark.parametrize("base", ["imagenet", "finetune"])
-def test_variants_go_after_a_recipe(base, images, capsys):
+def test_variants_go_after_a_recipe(base, images, weights):
     small = options(content(base), images)
-    assert main(["fit", "--config", base, "--config", "overlock_xxt", *small]) == 0
+
+    def start(name):
+        return [f"--model.init_from={weights}/{name}.pt"] if base == "finetune" else []
+
+    variant = ["--config", "overlock_xxt", *small, *start("test_overlock")]
+    assert main(["fit", "--config", base, *variant]) == 0
     # Another model than the paper's, by the same configuration
-    assert main(["fit", "--config", base, *small, "--model.backbone=test_convnext"]) == 0
+    other = ["--model.backbone=test_convnext", *start("test_convnext")]
+    assert main(["fit", "--config", base, *small, *other]) == 0
+
+
+def test_fine_tuning_from_nothing_is_refused(images, capsys):
+    assert main(["fit", "--config=finetune", f"--data.root={images}"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "lightning: --config finetune: found no trained weights to start from."
+    assert second.startswith("Expected --model.init_from FILE, or --model.pretrained true")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
