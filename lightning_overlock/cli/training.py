@@ -207,15 +207,15 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, ModuleNotFoundError) as error:
             # jsonargparse wraps whatever a constructor raises, more than once within the trainer's.
-            found: BaseException = error
-            while isinstance(found, ValueError) and found.__cause__ is not None:
-                found = found.__cause__
-            missing = isinstance(found, ModuleNotFoundError) or "Requirement " in str(found)
+            cause: BaseException = error
+            while isinstance(cause, ValueError) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            missing = isinstance(cause, ModuleNotFoundError) or "Requirement " in str(cause)
             if missing:  # a logger, say, whose library is not installed
-                raise InputError(str(found).splitlines()[-1].strip()) from error
-            if found is error:
+                raise InputError(str(cause).splitlines()[-1].strip()) from error
+            if cause is error:
                 raise
-            raise found from None
+            raise cause from None
         checkpoint = self.request.checkpoint or {}
         trained = checkpoint.get("hyper_parameters", {}).get("class_names")
         if trained is None or self.request.command == "predict":
