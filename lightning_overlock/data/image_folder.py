@@ -164,7 +164,8 @@ class ImageFolderDataModule(BaseDataModule):
                 f"found {listing(self.root / 'train')}\n"
                 "expected at least two folders, one per class"
             )
-        check_class_names(names, f"{self.root / 'train'}")
+        check_class_names(names, str(self.root / "train"))
+        _check_classes(self.root / "val", names)
         return names
 
     def examine(self, split: Split) -> str:

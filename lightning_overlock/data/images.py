@@ -76,8 +76,8 @@ class FoundImages(NamedTuple):
     def add(self, other: "FoundImages", folder: str) -> None:
         """Add the images of a subfolder."""
         self.files.extend(os.path.join(folder, file) for file in other.files)  # noqa: PTH118
-        self.left_out.merge(other.left_out)
-        self.passed_over.merge(other.passed_over)
+        self.left_out.merge(other.left_out, folder)
+        self.passed_over.merge(other.passed_over, folder)
 
 
 def find_images(folder: str | Path, subfolders: bool = True) -> FoundImages:
@@ -143,7 +143,7 @@ def _sort_out(files: list[str], suffixes: frozenset[str], found: FoundImages) ->
         if suffix.lower() in suffixes:
             found.files.append(file)
             continue
-        reason = f"with the suffix {printable(suffix)}" if suffix else "without a suffix"
+        reason = f"with the suffix {printable(suffix.lower())}" if suffix else "without a suffix"
         if stem in images:
             found.passed_over.add(f"{reason} beside an image of the same name", file)
         else:

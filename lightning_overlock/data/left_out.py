@@ -29,10 +29,11 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first.setdefault(reason, example)
 
-    def merge(self, other: "LeftOut") -> None:
-        """Count what another one has counted."""
+    def merge(self, other: "LeftOut", folder: str = "") -> None:
+        """Count what another one has counted, in a subfolder if one is given."""
         for reason, count in other.counts.items():
-            self.add(reason, other.first[reason], count)
+            first = other.first[reason]
+            self.add(reason, f"{folder}/{first}" if folder else first, count)
 
     @property
     def total(self) -> int:

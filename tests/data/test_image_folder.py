@@ -14,8 +14,8 @@ from timm.data import create_transform, resolve_model_data_config
 
 from lightning_overlock.data import ImageFolderDataModule
 from lightning_overlock.data.image_folder import keep_one_bit
-from lightning_overlock.data.images import find_images, read_image
-from lightning_overlock.data.loading import CorruptImage, Key, seeded
+from lightning_overlock.data.images import find_images
+from lightning_overlock.data.loading import Key, seeded
 from lightning_overlock.errors import InputError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
@@ -187,85 +187,7 @@ def test_batches_are_the_same_with_workers_and_without(root):
         assert torch.equal(labels, labels2)
 
 
-def pixel(path: Path) -> list[int]:
-    image = read_image(path)
-    assert image.mode == "RGB"
-    return np.asarray(image)[0, 0].tolist()
-
-
-def test_grey_palette_and_cmyk_images_keep_their_colours(tmp_path):
-    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
-    Image.new("1", (4, 4), 1).save(tmp_path / "bit.png")
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 10, 120, 240])
-    palette.save(tmp_path / "palette.png")
-    Image.new("CMYK", (4, 4), (255, 0, 0, 0)).save(tmp_path / "cmyk.tif")
-    assert pixel(tmp_path / "grey.png") == [77, 77, 77]
-    assert pixel(tmp_path / "bit.png") == [255, 255, 255]
-    assert pixel(tmp_path / "palette.png") == [10, 120, 240]
-    assert pixel(tmp_path / "cmyk.tif") == [0, 255, 255]
-
-
-def test_transparent_parts_lie_on_white(tmp_path):
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("RGBA", (4, 4), (200, 100, 0, 128)).save(tmp_path / "half.png")
-    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "grey.png")
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([10, 120, 240])
-    palette.save(tmp_path / "palette.png", transparency=0)
-    for name in ("clear", "grey", "palette"):
-        assert pixel(tmp_path / f"{name}.png") == [255, 255, 255]
-    expected = [round(c * 128 / 255 + 255 * (127 / 255)) for c in (200, 100, 0)]
-    assert np.allclose(pixel(tmp_path / "half.png"), expected, atol=1)
-
-
-def test_16_bit_values_are_scaled_not_cut_off(tmp_path):
-    values = np.array([[65535, 32896, 257, 0]], dtype=np.uint16)
-    for name in ("deep.png", "deep.tif"):
-        Image.fromarray(values).save(tmp_path / name)
-        assert np.asarray(read_image(tmp_path / name))[0, :, 1].tolist() == [255, 128, 1, 0]
-    Image.fromarray(values.astype(np.int32)).save(tmp_path / "int.tif")
-    assert np.asarray(read_image(tmp_path / "int.tif"))[0, :, 1].tolist() == [255, 128, 1, 0]
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_values_of_unknown_range_are_no_image(tmp_path, kind):
-    Image.fromarray(np.array([[-5, 10**6]], dtype=kind)).save(tmp_path / "odd.tif")
-    with pytest.raises(CorruptImage, match=r"odd\.tif: no intact image \(.*(range|16 bits)"):
-        read_image(tmp_path / "odd.tif")
-
-
-def test_images_are_turned_as_exif_says(tmp_path):
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, :8] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise: left becomes top
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    image = np.asarray(read_image(tmp_path / "turned.png"))
-    assert image.shape == (16, 8, 3)
-    assert (image[:8] == 255).all()
-    assert (image[8:] == 0).all()
-
-
 # Corrupt files.
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
-def test_truncated_and_foreign_files_are_named_with_the_reason(tmp_path, suffix):
-    path = tmp_path / f"broken.{suffix}"
-    write_image(path, (100, 100, 100))
-    truncate(path)
-    with pytest.raises(CorruptImage, match=rf"broken\.{suffix}: no intact image \(.+\)\nexpected"):
-        read_image(path)
-    path.write_text("<html>404</html>")
-    with pytest.raises(CorruptImage, match=rf"broken\.{suffix}: no intact image \(no known format"):
-        read_image(path)
-
-
-def test_a_file_that_is_gone_is_no_corrupt_image(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.png: No such file") as caught:
-        read_image(tmp_path / "gone.png")
-    assert not isinstance(caught.value, CorruptImage)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -370,6 +292,170 @@ def test_testing_needs_a_test_folder_and_uses_it(root):
 )
 def test_options_out_of_range_are_named(root, option, message):
     assert_refused(lambda: folder(root, **option), message)
+
+
+# What is left out.
+
+
+def told(capture, data: ImageFolderDataModule, stage: str) -> list[str]:
+    with capture.at_level("INFO"):
+        capture.clear()
+        data.setup(stage)
+        return [record.getMessage() for record in capture.records]
+
+
+def test_jfif_and_other_formats_of_pillow_count(root):
+    for path in sorted((root / "train/dog").iterdir())[1:]:
+        Image.open(path).save(path.with_suffix(".jfif"), format="JPEG")
+        path.unlink()
+    assert len(folder(root).source("train")) == 18
+
+
+def test_what_is_left_out_is_said_in_every_stage_and_too_much_is_an_error(root, caplog):
+    (root / "train/cat/list.csv").touch()
+    (root / "train/cat/0.txt").touch()  # the caption of 0.png
+    (root / "train/@eaDir").mkdir()
+    assert_refused(
+        lambda: folder(root),
+        "train/cat: 1 of 7 files would be left out: 1 with the suffix .csv",
+        "data.max_left_out",
+    )
+    data = folder(root, max_left_out=0.2)
+    assert told(caplog, data, "fit") == [
+        "train: used 18 of 19 files, 1 left out: 1 with the suffix .csv (cat/list.csv); passed "
+        "over 1 hidden or of the system (@eaDir), 1 with the suffix .txt beside an image of the "
+        "same name (cat/0.txt)"
+    ]
+    assert told(caplog, data, "validate") == []
+    (root / "val/dog/._0.png").touch()
+    assert told(caplog, folder(root, max_left_out=0.2), "validate") == [
+        "val: passed over 1 hidden or of the system (dog/._0.png)"
+    ]
+    shutil.copytree(root / "val", root / "new")
+    (root / "new/x.heic").touch()
+    assert told(caplog, folder(root, predict_dir=str(root / "new")), "predict")[0].startswith(
+        "predict: used 9 of 10 files, 1 left out: 1 with the suffix .heic (x.heic); passed over 1"
+    )
+
+
+def test_images_beside_the_class_folders_belong_to_no_class(root, caplog):
+    (root / "train/labels.csv").touch()
+    write_image(root / "train/stray.png", (0, 0, 0))
+    data = folder(root)
+    assert len(data.source("train")) == 18
+    assert told(caplog, data, "fit")[0].startswith(
+        "train: used 18 of 19 files, 1 left out: 1 in no class's folder (stray.png); passed over 1"
+    )
+    for number in range(2):
+        write_image(root / f"train/{number}.png", (0, 0, 0))
+    assert_refused(lambda: folder(root), "3 of 21 files would be left out: 3 in no class's folder")
+
+
+def test_system_folders_are_no_classes(root):
+    for name in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
+        write_image(root / "train" / name / "0.png", (0, 0, 0))
+    assert folder(root).class_names == ["cat", "dog", "eel"]
+
+
+def test_classes_that_differ_in_case_or_composition_are_told(root, caplog):
+    (root / "val/dog").rename(root / "val/Dog")
+    assert_refused(
+        lambda: folder(root), "missing: dog; not in train: Dog", "'dog' and 'Dog' differ"
+    )
+    (root / "val/Dog").rename(root / "val/dog")
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "dog", root / split / "Dog")
+    data = folder(root)
+    assert data.class_names == ["Dog", "cat", "dog", "eel"]
+    assert told(caplog, data, "fit") == ["train: 'Dog' and 'dog' are two classes"]
+    (root / "train/caf\u00e9").mkdir()  # one letter in train, a letter and an accent in val
+    (root / "val/cafe\u0301").mkdir()
+    assert_refused(lambda: folder(root), "differ in case or composition alone")
+
+
+NAMES = [
+    "3e8",
+    "null",
+    "no",
+    "1_000",
+    "~",
+    "a b",
+    "it's",
+    '"q"',
+    "[b]",
+    "[b",
+    "x" * 200,
+    "\u05d0\u05d1",
+    "\u0645\u0631",
+    "\U0001f469\u200d\U0001f469",
+    ":smile:",
+    "$x$",
+    "50%",
+    "#1",
+    "a,b;c",
+    "-1",
+    "{x}",
+    "&",
+    "*",
+]
+
+
+def test_class_folders_may_have_any_name(root):
+    for split in ("train", "val"):
+        shutil.rmtree(root / split)
+        for number, name in enumerate(NAMES):
+            write_image(root / split / name / "0.png", (number, 0, 0))
+    data = folder(root, image_size=8, interpolation="nearest")
+    assert data.class_names == sorted(NAMES)
+    state = data.prediction_state()
+    assert state == {"class_names": sorted(NAMES)}
+    other = folder("nowhere", predict_dir=str(root / "val"))
+    other.load_prediction_state(state)
+    assert other.class_names == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb", r"'a\nb'"),
+        ("a\x1b[1m", r"a\x1b[1m"),
+        ("caf\udce9", r"caf\udce9"),
+        (" ", "is empty"),
+    ],
+)
+def test_names_that_no_table_could_hold_are_refused_when_they_are_read(root, name, shown):
+    for split in ("train", "val"):
+        write_image(root / split / name / "0.png", (0, 0, 0))
+    assert_refused(lambda: folder(root), "train: the name", shown)
+
+
+def test_a_test_folder_without_classes_is_predicted_and_stops_no_training(root):
+    write_image(root / "test/0.png", (0, 0, 0))
+    write_image(root / "test/deep/1.png", (0, 0, 0))
+    data = folder(root)
+    data.setup("fit")
+    data.setup("predict")
+    names = [name for _, names in data.predict_dataloader() for name in names]
+    assert names == [f"{root}/test/0.png", f"{root}/test/deep/1.png"]
+    assert_refused(lambda: data.setup("test"), "test has other classes", "missing: cat, dog, eel")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_left_out": -0.1}, "data.max_left_out is -0.1; expected a share from 0 to 1"),
+        ({"max_left_out": 1.1}, "data.max_left_out is 1.1"),
+        ({"max_image_pixels": 0}, "data.max_image_pixels is 0; expected at least 1, or null"),
+    ],
+)
+def test_shares_and_limits_have_their_ranges(root, option, message):
+    assert_refused(lambda: folder(root, **option), message)
+
+
+def test_large_images_are_refused_or_allowed_by_an_option(root):
+    with pytest.raises(InputError, match="40 pixels are more than 1,919"):
+        next(iter(folder(root, max_image_pixels=1919).val_dataloader()))
+    assert len(list(folder(root, max_image_pixels=None).val_dataloader())) == 3
 
 
 # Prediction.
