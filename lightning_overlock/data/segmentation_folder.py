@@ -384,13 +384,12 @@ class SegmentationFolderDataModule(BaseDataModule):
 
     def _look_at_labels(self, split: str, paths: list[Path], pixels: int) -> list[str]:
         code, limit = self.code, self.max_image_pixels
-        contents = self._contents.get(split)
+        contents = self._contents.pop(split, None)  # there if the classes were named by it
         if contents is None:
             contents = survey(sample(paths, pixels), code.colours, limit)
             rare = len(classes_in(contents, code)) < 2
             if rare and len(contents) < len(paths):  # rare, or not there at all
                 contents = survey(paths, code.colours, limit)
-            self._contents[split] = contents
         told = judge(
             contents,
             code,
