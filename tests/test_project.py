@@ -1,6 +1,5 @@
 """The project's own files: its dependencies in two places, its rooms, its metadata."""
 
-import ast
 import importlib
 import os
 import re
@@ -13,33 +12,6 @@ import yaml
 import lightning_overlock
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "lightning_overlock"
-# From the ground up; a room imports only rooms that stand before it. `errors` is everybody's.
-ROOMS = [
-    "errors",
-    "ranges",
-    "files",
-    "yaml_files",
-    "ops",
-    "layers",
-    "models",
-    "bench",
-    "tables",
-    "data",
-    "metrics",
-    "backbones",
-    "heads",
-    "optim",
-    "runs",
-    "callbacks",
-    "tasks",
-    "analysis",
-    "configs",
-    "sweep",
-    "cli",
-    "__main__",
-]
-NETWORK = {"errors", "ops", "layers", "models"}
 
 
 def project():
@@ -83,36 +55,6 @@ def test_compromised_releases_of_lightning_are_excluded():
     (lightning,) = [d for d in project()["dependencies"] if d.startswith("lightning")]
     assert "!=2.6.2" in lightning
     assert "!=2.6.3" in lightning
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from (
-                [f"{node.module}.{alias.name}" for alias in node.names]
-                if node.module == "lightning_overlock"
-                else [node.module]
-            )
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def modules():
-    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_imports_only_rooms_below_it(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert room in ROOMS
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "lightning_overlock" and len(parts) > 1 and parts[1] in ROOMS:
-            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
-            if room in NETWORK:
-                assert parts[1] in NETWORK, f"the network imports {name}"
-        if room in NETWORK:
-            assert parts[0] not in {"lightning", "torchmetrics", "jsonargparse", "optuna"}
 
 
 def test_version_is_that_of_the_changelog_or_unreleased():

@@ -937,6 +937,36 @@ def _our_name(name: str, kernel_sizes: dict[str, int]) -> str:
     return f"{ours}.{index}.{rest}"
 
 
+def _spread_merged_kernels(out: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Put merged kernels into the large ones, with norms that do nothing and silent branches.
+
+    Args:
+        out: The state dict by our names; it is completed in place.
+        own: The model's state dict.
+    """
+    merged = [
+        name.removesuffix(".large.conv.bias") for name in out if name.endswith(".large.conv.bias")
+    ]
+    for prefix in merged:
+        bias = out.pop(f"{prefix}.large.conv.bias")
+        for name in own:
+            if not name.startswith(f"{prefix}.") or name in out:
+                continue
+            if name.endswith("norm.weight") and ".branches." in name:
+                out[name] = torch.zeros_like(own[name])
+            elif name.endswith(".large.norm.bias"):
+                out[name] = bias
+            elif name.endswith("norm.weight"):
+                # The factor that BatchNorm divides by with variance one.
+                out[name] = torch.full_like(own[name], (1 + 1e-5) ** 0.5)
+            elif name.endswith("running_var"):
+                out[name] = torch.ones_like(own[name])
+            elif ".conv." in name:
+                out[name] = own[name]
+            else:
+                out[name] = torch.zeros_like(own[name])
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Turn a state dict of the authors' release, in either of its forms, into one of ours.
 
@@ -962,27 +992,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     }
     ours = any(name.startswith(("base.", "focus.")) for name in state_dict)
     out = {name if ours else _our_name(name, kernels): state_dict[name] for name in state_dict}
-    merged = [
-        name.removesuffix(".large.conv.bias") for name in out if name.endswith(".large.conv.bias")
-    ]
-    for prefix in merged:
-        bias = out.pop(f"{prefix}.large.conv.bias")
-        for name in own:
-            if not name.startswith(f"{prefix}.") or name in out:
-                continue
-            if name.endswith("norm.weight") and ".branches." in name:
-                out[name] = torch.zeros_like(own[name])
-            elif name.endswith(".large.norm.bias"):
-                out[name] = bias
-            elif name.endswith("norm.weight"):
-                # The factor that BatchNorm divides by with variance one.
-                out[name] = torch.full_like(own[name], (1 + 1e-5) ** 0.5)
-            elif name.endswith("running_var"):
-                out[name] = torch.ones_like(own[name])
-            elif ".conv." in name:
-                out[name] = own[name]
-            else:
-                out[name] = torch.zeros_like(own[name])
+    _spread_merged_kernels(out, own)
     for name, value in out.items():
         if name in own and own[name].shape != value.shape and own[name].numel() == value.numel():
             out[name] = value.reshape(own[name].shape)

@@ -53,17 +53,7 @@ def depthwise(
     backend = depthwise_backend.resolve(backend)
     if backend == "auto":
         backend = "onednn" if x.device.type == "cpu" else "conv"
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
-    channels = x.shape[1]
-    if not weights or len(weights) != len(dilations):
-        raise ValueError(f"{len(weights)} weights and {len(dilations)} dilations")
-    for weight in weights:
-        size = weight.shape[-1]
-        if weight.shape != (channels, 1, size, size) or size % 2 == 0:
-            raise ValueError(
-                f"a weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), k odd"
-            )
+    _check(x, weights, dilations)
     # The meta device, which costs are counted on, has no autocast to ask for.
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -83,9 +73,24 @@ def depthwise(
     outputs = []
     for weight, dilation in zip(weights, dilations, strict=True):
         padding = weight.shape[-1] // 2 * dilation
-        outputs.append(F.conv2d(x, weight, bias, 1, padding, dilation, channels))
+        outputs.append(F.conv2d(x, weight, bias, 1, padding, dilation, x.shape[1]))
         bias = None
     return outputs
+
+
+def _check(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> None:
+    """Raise a ValueError that names what does not fit."""
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
+    channels = x.shape[1]
+    if not weights or len(weights) != len(dilations):
+        raise ValueError(f"{len(weights)} weights and {len(dilations)} dilations")
+    for weight in weights:
+        size = weight.shape[-1]
+        if weight.shape != (channels, 1, size, size) or size % 2 == 0:
+            raise ValueError(
+                f"a weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), k odd"
+            )
 
 
 def _check_triton(x: Tensor) -> None:
