@@ -1,6 +1,8 @@
 """`predict` needs a checkpoint and images: the training data are gone, some images are broken."""
 
+import contextlib
 import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -105,3 +107,68 @@ def test_a_single_file_is_predicted_and_one_that_cannot_be_read_is_an_error(
     lines = capsys.readouterr().err.strip().splitlines()[-2:]
     assert lines[0].endswith("none of 1 images could be read, the first:")
     assert lines[1] == f"{tmp_path}/one.png: no intact image (the file is empty)"
+
+
+# Segmentation.
+
+COLOURS = np.array([[10, 200, 30], [250, 0, 0]], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A folder with a run that was trained on palette files of 0 and 255; they are gone."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    for split, count in (("train", 2), ("val", 1)):
+        for number in range(count):
+            save(folder / f"plots/images/{split}/{number}.png", photo(number))
+            label = Image.fromarray((photo(number)[..., 0] > 128).astype(np.uint8) * 255, "L")
+            label.putpalette([*COLOURS[0], *[0] * 3 * 254, *COLOURS[1]])
+            (folder / f"plots/labels/{split}").mkdir(parents=True, exist_ok=True)
+            label.save(folder / f"plots/labels/{split}/{number}.png")
+    (folder / "plots/classes.txt").write_text("[/b] soil\ntree [dead]\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PL_GLOBAL_SEED", "42")
+        command = (
+            "fit --model=SegmentationTask --model.backbone=test_convnext --model.decoder_width=8 "
+            "--model.auxiliary_width=8 --model.test_size=32 --data=SegmentationFolderDataModule "
+            "--data.root=plots --data.batch_size=2 --data.num_workers=0 --data.crop_size=32 "
+            "--data.resize=[48,40] --data.label_values=[0,255] --name=photos "
+            "--trainer.max_epochs=1 --trainer.accelerator=cpu --trainer.log_every_n_steps=1"
+        )
+        assert main(command.split()) == 0
+        checkpoint = folder / "runs/photos/checkpoints/last.ckpt"
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main(["validate", f"--ckpt_path={checkpoint}"]) == 0
+    (folder / "validate.txt").write_text(said.getvalue(), encoding="utf-8")
+    shutil.rmtree(folder / "plots")
+    return folder
+
+
+def test_a_segmenter_needs_no_training_data_either(segmenter, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(segmenter)
+    state = torch.load(segmenter / "runs/photos/checkpoints/last.ckpt", weights_only=True)["data"]
+    assert state == {
+        "class_names": ["[/b] soil", "tree [dead]"],
+        "label_values": [0, 255],
+        "reduce_zero_label": False,
+        "palette": COLOURS.tolist(),
+    }
+    save(tmp_path / "new/a.png", photo(5))
+    (tmp_path / "new/b.png").write_bytes(b"")
+    assert predict(segmenter, tmp_path / "new", "--model.save_overlays=true") == 0
+    written = segmenter / "runs/photos/segmentation"
+    assert sorted(path.name for path in written.iterdir()) == ["a.overlay.png", "a.png"]
+    with Image.open(written / "a.png") as labels, Image.open(written / "a.overlay.png") as drawn:
+        values, overlaid = np.asarray(labels), np.asarray(drawn)
+    assert set(np.unique(values)) <= {0, 255}
+    expected = 0.4 * photo(5) + 0.6 * COLOURS[(values == 255).astype(int)]
+    assert np.abs(overlaid - expected).max() <= 2
+
+
+def test_names_with_brackets_are_unharmed_in_the_table_per_class(segmenter):
+    with (segmenter / "runs/photos/per_class_val.csv").open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["[/b] soil", "tree [dead]"]
+    said = (segmenter / "validate.txt").read_text(encoding="utf-8")
+    assert "│ [/b] soil " in said
+    assert "│ tree [dead] " in said
