@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_overlock.analysis.hooks import at_home, evaluation, module_outputs
 from lightning_overlock.analysis.style import draw_map, draw_picture, panels, style
-from lightning_overlock.layers.neural_memory import NeuralMemory, Scan, largest_step
+from lightning_overlock.layers.neural_memory import NeuralMemory, Scan, largest_step, shuffled_order
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.ops.neural_memory import Weights
 
@@ -69,31 +69,40 @@ def memory_traces(model: nn.Module, images: Tensor) -> dict[str, MemoryTrace]:
         return hook
 
     handles = [m.register_forward_pre_hook(remember(name)) for name, m in memories.items()]
-    try:
-        with evaluation(model), torch.no_grad(), capture(model, "surprise") as found:
-            model(at_home(model, images))
-    finally:
-        for handle in handles:
-            handle.remove()
     traces = {}
-    for name, memory in memories.items():
-        x = maps[name]
-        height, width = x.shape[-2:]
-        distance, travel = _way(memory.states(x))
-        chunk_of = np.arange(height * width) // memory.chunk_length(height * width)
-        traces[name] = MemoryTrace(
-            found[f"{name}.surprise".lstrip(".")].float().cpu().numpy(),
-            distance,
-            travel,
-            chunk_of.reshape(height, width),
-        )
+    with evaluation(model), torch.no_grad():
+        try:
+            with capture(model, "surprise") as found:
+                model(at_home(model, images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, memory in memories.items():
+            x = maps[name]
+            height, width = x.shape[-2:]
+            distance, travel = _way(memory.states(x))
+            chunk_of = np.arange(height * width) // memory.chunk_length(height * width)
+            if memory.scan == "shuffled":
+                chunk_of = chunk_of[shuffled_order(height * width).argsort().numpy()]
+            traces[name] = MemoryTrace(
+                found[f"{name}.surprise".lstrip(".")].float().cpu().numpy(),
+                distance,
+                travel,
+                chunk_of.reshape(height, width),
+            )
     return traces
 
 
 def _memories(model: nn.Module) -> dict[str, NeuralMemory]:
-    memories = {name: m for name, m in model.named_modules() if isinstance(m, NeuralMemory)}
+    memories = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, NeuralMemory) and module.write != "none"
+    }
     if not memories:
-        raise ValueError("the model has no neural memory; expected global_operator='memory'")
+        raise ValueError(
+            "the model has no neural memory that is written; expected global_operator='memory'"
+        )
     return memories
 
 
@@ -150,17 +159,21 @@ def memory_settings(
         >>> memory.chunk_size, memory.scan
         (4, 'raster')
     """
-    before = [(m, m.chunk_size, m.scan, m.max_step) for m in _memories(model).values()]
+    before = [
+        (m, m.chunk_size, m.eval_chunk_size, m.scan, m.max_step) for m in _memories(model).values()
+    ]
     try:
-        for memory, old_size, old_scan, old_step in before:
-            memory.chunk_size = old_size if chunk_size is None else chunk_size
+        for memory, _, _, old_scan, old_step in before:
+            if chunk_size is not None:
+                memory.chunk_size, memory.eval_chunk_size = chunk_size, None
             memory.scan = old_scan if scan is None else scan
             limit = largest_step(memory.dim, memory.chunk_size, memory.segment_chunks)
             memory.max_step = min(old_step, limit)
         yield
     finally:
-        for memory, old_size, old_scan, old_step in before:
-            memory.chunk_size, memory.scan, memory.max_step = old_size, old_scan, old_step
+        for memory, old_size, old_eval_size, old_scan, old_step in before:
+            memory.chunk_size, memory.eval_chunk_size = old_size, old_eval_size
+            memory.scan, memory.max_step = old_scan, old_step
 
 
 def memory_rows(

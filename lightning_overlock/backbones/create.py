@@ -11,7 +11,7 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import ConfigError, InputError, did_you_mean
 from lightning_overlock.ranges import Range, check_ranges
 
 # timm's models take drop_rate, drop_path_rate, attn_drop_rate and more of this kind.
@@ -84,6 +84,8 @@ def size_explained(name: str, model: nn.Module, images: Tensor) -> Iterator[None
     """
     try:
         yield
+    except ConfigError:
+        raise
     except (ValueError, AssertionError, RuntimeError) as error:
         usual = tuple(resolve_model_data_config(model)["input_size"])
         about_size = not isinstance(error, RuntimeError) or "ernel size" in str(error)

@@ -6,12 +6,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
 
-Scan = Literal["raster", "bidirectional", "whole"]
+Scan = Literal["raster", "bidirectional", "whole", "shuffled"]
+Write = Literal["descent", "none", "ascent"]
+ReadoutSource = Literal["query", "key"]
 Summary = Literal["attention", "mean"]
 
 # Measured on random input, 100 chunks: with steps this far open, momentum .95 and depth 3 the
@@ -39,6 +42,25 @@ def largest_step(dim: int, chunk_size: int, segment_chunks: int | Literal["all"]
     return STABILITY * dim / (chunk_size * (1 if segment_chunks == "all" else segment_chunks))
 
 
+def shuffled_order(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return a permutation of 0 to count - 1 that looks random and is the same everywhere.
+
+    The places are sorted by a hash of their number (the finaliser of MurmurHash3, in integers), so
+    that it needs no generator and can be traced, compiled and exported.
+
+    Args:
+        count: how many tokens there are.
+        device: where the permutation shall lie.
+
+    Returns:
+        (count,) int64: the place in raster order of the token that comes first, second, ...
+    """
+    x = (torch.arange(count, device=device) + 1) * 0x9E3779B1 & 0xFFFFFFFF
+    for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13), (1, 16)):
+        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
+    return x.argsort()
+
+
 class NeuralMemory(nn.Module):
     """Reads a map from a small MLP that is written with the same map, chunk by chunk.
 
@@ -53,8 +75,9 @@ class NeuralMemory(nn.Module):
     first matters in the read of a third chunk: before that its gradient is zero. A map of fewer
     than `min_chunks` tokens (one pixel) is written before it is read.
 
-    Taps: "surprise", (B, T), the mean of (M_{t-1}(k_t) - v_t)^2 over each chunk of the raster
-    order, a last shorter one included; one more memory pass when asked for.
+    Taps: "surprise", (B, T), the mean of (M_{t-1}(k_t) - v_t)^2 over each chunk in the order of
+    writing (the raster order but for "shuffled" scans), a last shorter one included; one more
+    memory pass when asked for. A memory that is never written has none.
 
     Args:
         dim: features of a token, D.
@@ -72,11 +95,22 @@ class NeuralMemory(nn.Module):
         decay: whether the memory has (learned) decay.
         summary: how a chunk is summed up for its momentum and decay: attention pool or mean.
         scan: "raster"; "bidirectional", the mean of the read-outs of both directions, with
-            shared weights; or "whole", which writes the whole map and then reads it.
+            shared weights; "whole", which writes the whole map and then reads it; or "shuffled",
+            the control of the order: a permutation that is the same for all maps of a size.
+        write: "descent" on the error, as in the papers; or a control: "ascent", which takes the
+            same steps uphill, and "none", a memory that is read and never written. The latter has
+            no keys, values, steps, momentum and decay, and knows no order. Uphill every gradient
+            that sees the steps before it is larger than they were: with sequential chunks the
+            memory grows exponentially (from 16 chunks on the outer gradient is past use), and
+            `segment_chunks="all"`, for both directions, is the fair comparison.
+        readout_from: what reads the memory: the tokens' queries or, as a control, the keys that
+            they are written under. Then there are no queries.
+        eval_chunk_size: tokens in a chunk in evaluation mode; None takes `chunk_size`. Steps keep
+            their range, or take the largest that is stable with chunks of this size.
         label: what error messages call this memory.
 
     Raises:
-        ConfigError: an argument outside its range.
+        ConfigError: an argument outside its range, or one that a memory without writing ignores.
     """
 
     def __init__(
@@ -94,6 +128,9 @@ class NeuralMemory(nn.Module):
         decay: bool = True,
         summary: Summary = "attention",
         scan: Scan = "raster",
+        write: Write = "descent",
+        readout_from: ReadoutSource = "query",
+        eval_chunk_size: int | None = None,
         label: str = "neural memory",
     ) -> None:
         super().__init__()
@@ -105,6 +142,7 @@ class NeuralMemory(nn.Module):
             ("chunk_size", chunk_size),
             ("min_chunks", min_chunks),
             ("segment_chunks", 1 if segment_chunks == "all" else segment_chunks),
+            ("eval_chunk_size", 1 if eval_chunk_size is None else eval_chunk_size),
         ):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
@@ -115,33 +153,52 @@ class NeuralMemory(nn.Module):
                 f"max_step must be in (0, {largest:.3g}] for {dim} features, chunks of "
                 f"{chunk_size} tokens and segments of {segment_chunks} chunks, found {max_step}"
             )
-        if scan not in get_args(Scan):
-            raise ConfigError(f"scan must be one of {get_args(Scan)}, found {scan!r}")
-        if summary not in get_args(Summary):
-            raise ConfigError(f"summary must be one of {get_args(Summary)}, found {summary!r}")
+        for name, choice, known in (
+            ("scan", scan, get_args(Scan)),
+            ("summary", summary, get_args(Summary)),
+            ("write", write, get_args(Write)),
+            ("readout_from", readout_from, get_args(ReadoutSource)),
+        ):
+            if choice not in known:
+                raise ConfigError(f"{name} must be one of {known}, found {choice!r}")
+        if write == "none":
+            for name, value, default in (
+                ("scan", scan, "raster"),
+                ("readout_from", readout_from, "query"),
+                ("eval_chunk_size", eval_chunk_size, None),
+            ):
+                if value != default:
+                    raise ConfigError(
+                        f"{name}={value!r} needs a memory that is written, found write='none'"
+                    )
+        written = write != "none"
         self.dim = dim
         self.chunk_size = chunk_size
         self.min_chunks = min_chunks
         self.segment_chunks = segment_chunks
         self.max_step = max_step
         self.scan = scan
+        self.write = write
+        self.eval_chunk_size = eval_chunk_size
         self.label = label
 
-        self.read_norm = nn.RMSNorm(dim)
-        self.write_norm = nn.RMSNorm(dim)
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.step = nn.Linear(dim, 1) if step else None
-        self.momentum = nn.Linear(dim, 1) if momentum else None
-        self.decay = nn.Linear(dim, 1) if decay else None
-        pooled = summary == "attention" and (momentum or decay)
+        by_query = readout_from == "query"
+        self.read_norm = nn.RMSNorm(dim) if by_query else None
+        self.write_norm = nn.RMSNorm(dim) if written else None
+        self.query = nn.Linear(dim, dim, bias=False) if by_query else None
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False) if written else None
+        self.step = nn.Linear(dim, 1) if written and step else None
+        self.momentum = nn.Linear(dim, 1) if written and momentum else None
+        self.decay = nn.Linear(dim, 1) if written and decay else None
+        pooled = written and summary == "attention" and (momentum or decay)
         self.pool = nn.Linear(dim, dim) if pooled else None
         widths = [dim, *[dim * expansion] * (depth - 1), dim]
         self.memory = nn.ParameterList(
             nn.Parameter(torch.empty(sizes)) for sizes in itertools.pairwise(widths)
         )
         self.gamma = nn.Parameter(torch.empty(dim))
-        self.surprise_tap = Tap()
+        if written:
+            self.surprise_tap = Tap()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -151,7 +208,8 @@ class NeuralMemory(nn.Module):
         start (.5 per chunk) makes the outer gradient of a hundred chunks explode; this is .02.
         """
         for linear in (self.query, self.key_value):
-            nn.init.normal_(linear.weight, std=self.dim**-0.5)
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=self.dim**-0.5)
         for gate in (self.step, self.momentum, self.decay, self.pool):
             if gate is not None:
                 nn.init.trunc_normal_(gate.weight, std=0.02)
@@ -165,8 +223,9 @@ class NeuralMemory(nn.Module):
     def extra_repr(self) -> str:
         """What the children do not show."""
         return (
-            f"scan={self.scan}, chunk_size={self.chunk_size}, min_chunks={self.min_chunks}, "
-            f"segment_chunks={self.segment_chunks}, max_step={self.max_step}"
+            f"write={self.write}, scan={self.scan}, chunk_size={self.chunk_size}, "
+            f"min_chunks={self.min_chunks}, segment_chunks={self.segment_chunks}, "
+            f"max_step={self.max_step}"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,11 +241,10 @@ class NeuralMemory(nn.Module):
             FloatingPointError: the memory is not finite; says after which chunk. Not checked in
                 compiled and exported code.
         """
-        # Under autocast the norms take float32.
-        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
+        tokens = self._tokens(x)
         if self.scan == "bidirectional":
             tokens = torch.cat((tokens, tokens.flip(1)))
-        queries = self.query(self.read_norm(tokens))
+        queries = self._queries(tokens)
         count = tokens.shape[1]
         length = self.chunk_length(count)
         options: dict[str, Any] = {
@@ -200,38 +258,68 @@ class NeuralMemory(nn.Module):
         else:
             # The last chunk is read and, as nobody reads after it, not written.
             written = (count - 1) // length * length
-        options |= self._writing(tokens[:, :written], length)
+        if self.write == "none":
+            nothing = queries[:, :0]
+            options |= {"k": nothing, "v": nothing, "step": nothing[..., 0]}
+        else:
+            keys = None if self.query is not None else queries[:, :written]
+            options |= self._writing(tokens[:, :written], length, keys)
         read, memory = neural_memory(queries, **options)
         # A sum over the final memory, as what is not finite stays so from chunk to chunk, and over
         # the read-outs; on a GPU it waits for them.
         traced = torch.compiler.is_compiling() or read.is_meta
         if not traced and not _finite((*memory, read)):
             raise FloatingPointError(self._diagnosis(queries, options))
-        if self.surprise_tap.wanted:
+        if self.write != "none" and self.surprise_tap.wanted:
             self.surprise_tap(self._surprise(x))
         if self.scan == "bidirectional":
             there, back = read.reshape(2, *x.flatten(2).mT.shape).unbind()
             read = (there + back.flip(1)) / 2
+        if self.scan == "shuffled":
+            read = read[:, shuffled_order(count, x.device).argsort()]
         return read.mT.reshape(x.shape)
 
     def chunk_length(self, tokens: int) -> int:
         """Tokens of the chunks that a map of so many tokens is cut into."""
-        return min(self.chunk_size, max(1, tokens // self.min_chunks))
+        size = self.chunk_size
+        if self.eval_chunk_size is not None and not self.training:
+            size = self.eval_chunk_size
+        return min(size, max(1, tokens // self.min_chunks))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) to (B, N, D) in the order of writing; under autocast norms take float32."""
+        tokens = x.flatten(2).mT.to(self.gamma.dtype)
+        if self.scan == "shuffled":
+            tokens = tokens[:, shuffled_order(tokens.shape[1], x.device)]
+        return tokens
+
+    def _queries(self, tokens: Tensor) -> Tensor:
+        """(B, N, D), what the memory is read with."""
+        if self.query is not None and self.read_norm is not None:
+            return self.query(self.read_norm(tokens))
+        assert self.write_norm is not None
+        assert self.key_value is not None
+        return F.linear(self.write_norm(tokens), self.key_value.weight[: self.dim])
 
     @torch.no_grad()
     def states(self, x: Tensor) -> Iterator[Weights]:
-        """Yield the memory before it is written and after each chunk of the raster order.
+        """Yield the memory before it is written and after each chunk in the order of writing.
 
-        A last shorter chunk is included. For looking at them: the time grows with the square of
-        the number of chunks.
+        That is the raster order but for "shuffled" scans. A last shorter chunk is included. For
+        looking at them: the time grows with the square of the number of chunks.
 
         Args:
             x: (B, D, H, W).
 
         Yields:
             The matrices and gamma, each with a leading B.
+
+        Raises:
+            ValueError: this memory is never written.
         """
-        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
+        if self.write == "none":
+            raise ValueError(f"{self.label} is never written (write='none')")
+        tokens = self._tokens(x)
         length = self.chunk_length(tokens.shape[1])
         options: dict[str, Any] = {
             "weights": (*self.memory, self.gamma),
@@ -244,14 +332,28 @@ class NeuralMemory(nn.Module):
         for t in range(-(-tokens.shape[1] // length) + 1):
             yield neural_memory(tokens[:, :0], **options, **_first_chunks(writing, t, length))[1]
 
-    def _writing(self, tokens: Tensor, length: int) -> dict[str, Any]:
-        """What is written with: k, v and step of (B, W, D), momentum and decay of its chunks."""
+    def _writing(self, tokens: Tensor, length: int, keys: Tensor | None = None) -> dict[str, Any]:
+        """What is written with: k, v and step of (B, W, D), momentum and decay of its chunks.
+
+        Keys that are known already are given as `keys`, (B, W, D).
+        """
+        assert self.write_norm is not None
+        assert self.key_value is not None
         tokens = self.write_norm(tokens)
-        k, v = self.key_value(tokens).chunk(2, dim=-1)
-        if self.step is None:
-            step = torch.full_like(k[..., 0], self.max_step / 2)
+        if keys is None:
+            k, v = self.key_value(tokens).chunk(2, dim=-1)
         else:
-            step = _wide(self.step(tokens).squeeze(-1)).sigmoid() * self.max_step
+            k, v = keys, F.linear(tokens, self.key_value.weight[self.dim :])
+        max_step = self.max_step
+        if self.eval_chunk_size is not None and not self.training:
+            largest = largest_step(self.dim, self.eval_chunk_size, self.segment_chunks)
+            max_step = min(max_step, largest)
+        if self.step is None:
+            step = torch.full_like(k[..., 0], max_step / 2)
+        else:
+            step = _wide(self.step(tokens).squeeze(-1)).sigmoid() * max_step
+        if self.write == "ascent":
+            step = -step
         momentum = decay = None
         if self.momentum is not None or self.decay is not None:
             summary = self._summary(tokens, length)
@@ -272,7 +374,7 @@ class NeuralMemory(nn.Module):
 
     @torch.no_grad()
     def _surprise(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).mT.to(self.read_norm.weight.dtype)
+        tokens = self._tokens(x)
         length = self.chunk_length(tokens.shape[1])
         writing = self._writing(tokens, length)
         predicted, _ = neural_memory(
@@ -295,6 +397,7 @@ class NeuralMemory(nn.Module):
             return f"{self.label}: the learned initial memory is not finite"
         if not _finite((queries,)):
             return f"{self.label}: the tokens that read it are not finite"
+        t = 0
         for t in range(1, chunks + 1):
             part = _first_chunks(options, t, length)
             part |= {"write_remainder": True, "read_final": True}

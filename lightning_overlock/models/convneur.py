@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
-from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
+from lightning_overlock.layers.neural_memory import NeuralMemory, ReadoutSource, Scan, Write
 from lightning_overlock.layers.tap import Tap
 
 Placement = Literal["none", "stage", "block"]
-Operator = Literal["memory", "self_attention", "non_local", "cbam"]
+Operator = Literal["memory", "linear_attention", "self_attention", "non_local", "cbam"]
 Fusion = Literal["gate", "add", "concat"]
 
 STAGES = 4
@@ -62,6 +62,35 @@ class MapAttention(nn.Module):
         return x + self.proj(mixed).mT.reshape(x.shape)
 
 
+class LinearAttention(nn.Module):
+    """Linear attention among all pixels of a map, with a residual: a memory without an error.
+
+    One matrix per image, the sum of phi(k) v^T over all tokens, is read with phi(q) and
+    normalised; phi(x) = elu(x) + 1 (Katharopoulos et al., ICML 2020, arXiv 2006.16236). One head of
+    the whole width, as the neural memory has; what it writes depends on no other token, and every
+    token reads all of it.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, D, H, W) to (B, D, H, W)."""
+        tokens = self.norm(x.flatten(2).mT.to(self.norm.weight.dtype))
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        # A mean instead of a sum changes nothing and does not overflow in half precision.
+        read = q @ (k.mT @ (v / v.shape[1]))
+        weight = (q * k.mean(1, keepdim=True)).sum(-1, keepdim=True)
+        return x + self.proj(read / weight).mT.reshape(x.shape)
+
+
 class GlobalBranch(nn.Module):
     """1x1 to the memory's width, one operator that sees the whole map, 1x1 back: G.
 
@@ -82,6 +111,8 @@ class GlobalBranch(nn.Module):
         self.operator: nn.Module
         if operator == "memory":
             self.operator = NeuralMemory(memory_dim, **memory_options)
+        elif operator == "linear_attention":
+            self.operator = LinearAttention(memory_dim)
         elif operator == "self_attention":
             self.operator = MapAttention(memory_dim, heads=memory_dim // 16, head_dim=16)
         elif operator == "non_local":
@@ -216,8 +247,9 @@ class ConvNeur(nn.Module):
         global_placement: a global branch in no stage, at the start of each "stage", or in every
             "block".
         global_operator: what the global branch looks with: the neural "memory",
-            "self_attention" (heads of 16), a "non_local" block or "cbam" (whose batch norm cannot
-            train on one image of less than 64 pixels).
+            "linear_attention" (one head, over the whole map), "self_attention" (heads of 16), a
+            "non_local" block or "cbam" (whose batch norm cannot train on one image of less than
+            64 pixels).
         fusion: how G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1.
         reuse_global: with placement "stage", whether G reaches all blocks of the stage or the
             first only. The paper does not say; the first only is what its figures for
@@ -233,7 +265,16 @@ class ConvNeur(nn.Module):
         momentum: whether the memory has momentum.
         decay: whether the memory has decay.
         memory_depth: layers of the memory, 1 to 3.
-        scan: order of writing and reading: "raster", "bidirectional" or "whole".
+        scan: order of writing and reading: "raster", "bidirectional", "whole", or, as a control,
+            "shuffled", a permutation that is the same for all maps of a size.
+        memory_write: "descent" on the memory's error, or a control: "ascent" of the same size, or
+            "none" for a memory that is read and never written. Compare ascent and descent with
+            `segment_chunks="all"`: where one chunk's gradient sees the steps of those before it,
+            ascent grows exponentially.
+        readout_from: what the memory is read with: the tokens' own "query" or, as a control, the
+            "key" that they are written under.
+        eval_chunk_size: tokens of a chunk in evaluation, one number or one per stage; None takes
+            `chunk_size`. Weights do not depend on it.
 
     Raises:
         ConfigError: an unknown or impossible value or combination.
@@ -266,11 +307,20 @@ class ConvNeur(nn.Module):
         decay: bool = True,
         memory_depth: int = 2,
         scan: Scan = "raster",
+        memory_write: Write = "descent",
+        readout_from: ReadoutSource = "query",
+        eval_chunk_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         memory_dim = 2 * dims[0] if memory_dim is None else memory_dim
-        chunk_sizes = [chunk_size] * STAGES if isinstance(chunk_size, int) else list(chunk_size)
-        for name, per_stage in (("dims", dims), ("depths", depths), ("chunk_size", chunk_sizes)):
+        chunk_sizes = _per_stage(chunk_size)
+        eval_chunk_sizes = chunk_sizes if eval_chunk_size is None else _per_stage(eval_chunk_size)
+        for name, per_stage in (
+            ("dims", dims),
+            ("depths", depths),
+            ("chunk_size", chunk_sizes),
+            ("eval_chunk_size", eval_chunk_sizes),
+        ):
             if len(per_stage) != STAGES or min(per_stage) < 1:
                 raise ConfigError(
                     f"{name} needs {STAGES} numbers from 1 on, one per stage, found {per_stage}"
@@ -279,25 +329,37 @@ class ConvNeur(nn.Module):
             raise ConfigError(f"kernel_size must be odd, found {kernel_size}")
         if patch_size not in get_args(PatchSize):
             raise ConfigError(f"patch_size must be 1, 2 or 4, found {patch_size!r}")
+        # What is not at its default and acts on the writing of a memory, and on any memory.
+        writing = [
+            name
+            for name, changed in (
+                ("segment_chunks", segment_chunks != 1),
+                ("max_step", max_step is not None),
+                ("momentum", not momentum),
+                ("decay", not decay),
+                ("scan", scan != "raster"),
+                ("readout_from", readout_from != "query"),
+                ("eval_chunk_size", eval_chunk_size is not None),
+            )
+            if changed
+        ]
+        remembering = [
+            name
+            for name, changed in (
+                ("memory_depth", memory_depth != 2),
+                ("memory_write", memory_write != "descent"),
+            )
+            if changed
+        ]
         _check_ideas(
             global_placement,
             global_operator,
             fusion,
             reuse_global,
             memory_dim,
-            # What only a memory has, if it is not at its default.
-            [
-                name
-                for name, changed in (
-                    ("segment_chunks", segment_chunks != 1),
-                    ("max_step", max_step is not None),
-                    ("momentum", not momentum),
-                    ("decay", not decay),
-                    ("memory_depth", memory_depth != 2),
-                    ("scan", scan != "raster"),
-                )
-                if changed
-            ],
+            memory_write,
+            writing,
+            remembering,
         )
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -313,6 +375,9 @@ class ConvNeur(nn.Module):
                 "momentum": momentum,
                 "decay": decay,
                 "scan": scan,
+                "write": memory_write,
+                "readout_from": readout_from,
+                "eval_chunk_size": None if eval_chunk_size is None else eval_chunk_sizes[stage],
                 "label": f"neural memory of {place}",
             }
             return GlobalBranch(dims[stage], memory_dim, global_operator, options)
@@ -485,18 +550,26 @@ class ConvNeur(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def _per_stage(value: int | Sequence[int]) -> list[int]:
+    return [value] * STAGES if isinstance(value, int) else list(value)
+
+
 def _check_ideas(
     placement: str,
     operator: str,
     fusion: str,
     reuse_global: bool,
     memory_dim: int,
-    memory_options: list[str],
+    memory_write: str,
+    writing: list[str],
+    remembering: list[str],
 ) -> None:
+    """Raise a ConfigError for an unknown value, and for an option that nothing is left for."""
     for name, value, known in (
         ("global_placement", placement, get_args(Placement)),
         ("global_operator", operator, get_args(Operator)),
         ("fusion", fusion, get_args(Fusion)),
+        ("memory_write", memory_write, get_args(Write)),
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {known}, found {value!r}")
@@ -510,10 +583,15 @@ def _check_ideas(
             "reuse_global=True needs global_placement='stage', where blocks share a read-out; "
             f"found {placement!r}"
         )
-    if memory_options and (placement == "none" or operator != "memory"):
+    if (writing or remembering) and (placement == "none" or operator != "memory"):
         raise ConfigError(
-            f"{', '.join(memory_options)} change a memory, which global_placement={placement!r} "
-            f"with global_operator={operator!r} does not have"
+            f"{', '.join(writing + remembering)} change a memory, which "
+            f"global_placement={placement!r} with global_operator={operator!r} does not have"
+        )
+    if writing and memory_write == "none":
+        raise ConfigError(
+            f"{', '.join(writing)} change how a memory is written and read back, and with "
+            "memory_write='none' nothing is written"
         )
     multiple = {"self_attention": 16, "non_local": 2}.get(operator, 1)
     if memory_dim < 1 or memory_dim % multiple:

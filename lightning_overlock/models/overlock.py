@@ -34,6 +34,7 @@ from lightning_overlock.layers.dilated_reparam import BRANCHES, large_depthwise
 from lightning_overlock.layers.tap import Tap
 
 Mixer = Literal["contmix", "static"]
+ContextSource = Literal["own", "shuffled", "zero"]
 StemStride = Literal[1, 2, 4]
 
 
@@ -258,7 +259,8 @@ class FocusStage(nn.Module):
         dim: C of the blocks.
         context_dim: Ch; 0 where the features are their own context.
         drop_path: one probability per block.
-        blend_first: whether already the first block blends the prior in.
+        blend_prior: whether the blocks blend the prior into the context.
+        blend_first: whether already the first block does.
         context_update: of `DynamicBlock`.
         block_args: the other arguments of every `DynamicBlock`.
     """
@@ -270,6 +272,7 @@ class FocusStage(nn.Module):
         context_dim: int,
         drop_path: Sequence[float],
         *,
+        blend_prior: bool,
         blend_first: bool,
         context_update: bool,
         **block_args: Any,
@@ -290,7 +293,7 @@ class FocusStage(nn.Module):
                 dim,
                 context_dim,
                 drop_path=rate,
-                blend_prior=blend_first or index > 0,
+                blend_prior=blend_prior and (blend_first or index > 0),
                 context_update=context_update,
                 **block_args,
             )
@@ -436,12 +439,17 @@ def check_switches(
     feature_guidance: bool,
     kernel_guidance: bool,
     context_update: bool,
+    context_source: str,
     small_kernel: int | Sequence[int] | None,
     context_grid: int,
 ) -> None:
     """Raise a ConfigError for a switch that another one leaves nothing to act on."""
     if mixer not in get_args(Mixer):
         raise ConfigError(f"mixer is {mixer!r}; expected one of {list(get_args(Mixer))}")
+    if context_source not in get_args(ContextSource):
+        raise ConfigError(
+            f"context_source is {context_source!r}; expected one of {list(get_args(ContextSource))}"
+        )
     if not dds:
         for name, on in (
             ("feature_guidance", feature_guidance),
@@ -450,6 +458,11 @@ def check_switches(
         ):
             if not on:
                 raise ConfigError(f"{name}=False needs dds=True: without it there is no context")
+        if context_source != "own":
+            raise ConfigError(
+                f"context_source={context_source!r} needs dds=True: without it there is no context "
+                "prior"
+            )
     if mixer == "static":
         for name, off in (
             ("kernel_guidance=False", not kernel_guidance),
@@ -493,14 +506,18 @@ class OverLoCK(nn.Module):
         feature_guidance: the context prior takes part in making the value.
         kernel_guidance: the context prior makes the kernels' keys.
         context_update: dynamic blocks pass an updated context on.
+        context_source: whose context prior guides Focus-Net: the image's "own"; or, as controls,
+            that of another image of the batch ("shuffled": every image takes its predecessor's,
+            in training and in evaluation) or none ("zero": the context starts at zero, and
+            there is no Overview-Net and no auxiliary classifier).
         small_kernel: the small kernel of half of the channels, one number or one each for H/16
             and H/32; 0 or None for large kernels alone (`timm.create_model` leaves out arguments
             that are None).
         context_grid: side of the pooled context.
 
     Attributes:
-        overview_index: Place of the Overview-Net's map in `feature_info`, None without
-            decomposition. Only a model that has an overview declares this attribute; whoever
+        overview_index: Place of the Overview-Net's map in `feature_info`, None where the model
+            has no Overview-Net. Only a model that has an overview declares this attribute; whoever
             treats such models in a way of their own asks for it, never for a class or a count.
 
     Raises:
@@ -533,6 +550,7 @@ class OverLoCK(nn.Module):
         feature_guidance: bool = True,
         kernel_guidance: bool = True,
         context_update: bool = True,
+        context_source: ContextSource = "own",
         small_kernel: int | tuple[int, int] | None = 5,
         context_grid: int = 7,
     ) -> None:
@@ -555,6 +573,7 @@ class OverLoCK(nn.Module):
             feature_guidance=feature_guidance,
             kernel_guidance=kernel_guidance,
             context_update=context_update,
+            context_source=context_source,
             small_kernel=small_kernel,
             context_grid=context_grid,
         )
@@ -562,6 +581,7 @@ class OverLoCK(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.dds = dds
+        self.context_source = context_source
         context_dim = dims[3] // 4 if dds else 0
         self.split = [dims[2], context_dim]
 
@@ -595,8 +615,9 @@ class OverLoCK(nn.Module):
         ]
         # Without the decomposition the stage at H/32 is one of the pyramid.
         self.base = nn.ModuleList(static[:3] if dds else static)
-        self.overview = static[3] if dds else None
-        self.context_proj = nn.Conv2d(dims[3], context_dim, 1) if dds else None
+        guided = dds and context_source != "zero"
+        self.overview = static[3] if guided else None
+        self.context_proj = nn.Conv2d(dims[3], context_dim, 1) if guided else None
         self.context_prior_tap = Tap()
         focus_args: dict[str, Any] = dict(
             mlp_ratio=focus_mlp_ratio,
@@ -619,6 +640,7 @@ class OverLoCK(nn.Module):
                 kernel_size=kernel_sizes[2 + index],
                 num_heads=num_heads[index],
                 small_kernel=small_kernels[index],
+                blend_prior=guided,
                 blend_first=index > 0,
                 **focus_args,
             )
@@ -631,7 +653,7 @@ class OverLoCK(nn.Module):
             dict(num_chs=dims[3] + context_dim, reduction=8 * stem_stride, module="focus.1"),
         ]
         self.overview_index = None
-        if dds:
+        if self.overview is not None:
             self.overview_index = len(self.feature_info)
             self.feature_info.append(
                 dict(num_chs=dims[3], reduction=8 * stem_stride, module="overview")
@@ -653,11 +675,12 @@ class OverLoCK(nn.Module):
         """Add the auxiliary classifier of the overview, with new weights.
 
         Raises:
-            ConfigError: Without decomposition there is no overview.
+            ConfigError: The model was built without Overview-Net.
         """
         if self.overview_index is None:
             raise ConfigError(
-                "overview_head=True needs dds=True: without it there is no Overview-Net"
+                "overview_head=True needs dds=True and a context_source other than 'zero': else "
+                "there is no Overview-Net"
             )
         channels = self.feature_info[self.overview_index]["num_chs"]
         self.overview_head = OverviewHead(channels, self.num_classes)
@@ -735,15 +758,32 @@ class OverLoCK(nn.Module):
                     return maps
         focused = 2 in wanted or 3 in wanted
         prior = None
-        if self.overview is not None:
+        guided = focused and self.context_proj is not None
+        if self.overview is not None and (guided or 4 in wanted):
             maps[4] = self.overview(x)
-            if self.context_proj is not None and focused:
-                prior = self.context_prior_tap(self.context_proj(maps[4]))
+        if focused and self.dds:
+            prior = self._context_prior(x, maps.get(4))
         if focused:
             maps[2] = self.focus[0](x, prior)
         if 3 in wanted:
             maps[3] = self.focus[1](maps[2] if self.dds else self.base[3](maps[2]), prior)
         return maps
+
+    def _context_prior(self, x: Tensor, overview: Tensor | None) -> Tensor:
+        """Return what guides Focus-Net, (B, C4/4, h, w), of Base-Net's and Overview-Net's maps."""
+        if self.context_proj is None or overview is None:
+            return x.new_zeros(x.shape[0], self.split[1], 1, 1)
+        prior = self.context_prior_tap(self.context_proj(overview))
+        if self.context_source == "shuffled":
+            # On the meta device there is only a cost to be counted.
+            if prior.shape[0] == 1 and not prior.is_meta:
+                raise ConfigError(
+                    "context_source='shuffled' takes the context of another image of the batch, "
+                    "and this batch has one image; expected two or more (see the batch size and "
+                    "the last batch)"
+                )
+            prior = prior.roll(1, 0)
+        return prior
 
     def forward_intermediates(
         self,
@@ -789,7 +829,6 @@ class OverLoCK(nn.Module):
         deepest = max(take)
         if deepest < 2:
             self.base = self.base[: deepest + 1]
-            self.overview = None
         if 2 not in take and 3 not in take:
             self.context_proj = None
             self.focus = self.focus[:0]
@@ -801,6 +840,8 @@ class OverLoCK(nn.Module):
             self.head = nn.Identity()
             self.overview_head = None
             self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
+        if 4 not in take and self.context_proj is None and self.overview_head is None:
+            self.overview = None
         return list(take)
 
     def forward_features(self, x: Tensor) -> Tensor:

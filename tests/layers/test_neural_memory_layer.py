@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers import NeuralMemory
-from lightning_overlock.layers.neural_memory import largest_step
+from lightning_overlock.layers.neural_memory import largest_step, shuffled_order
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.ops.neural_memory import read_memory
 
@@ -29,8 +29,9 @@ def formula(memory, tokens, length, written, *, read_final=False):
     """The layer of one image, token by token and gradient by autograd, from its parameters."""
     normed = memory.write_norm(tokens)
     k, v = memory.key_value(normed).split(DIM, -1)
-    q = memory.query(memory.read_norm(tokens))
-    theta = torch.sigmoid(memory.step(normed))[:, 0] * memory.max_step
+    q = k if memory.query is None else memory.query(memory.read_norm(tokens))
+    uphill = -1 if memory.write == "ascent" else 1
+    theta = uphill * torch.sigmoid(memory.step(normed))[:, 0] * memory.max_step
     initial = [*memory.memory, memory.gamma]
     weights = [w.detach().clone().requires_grad_() for w in initial]
     velocity = [torch.zeros_like(w) for w in weights]
@@ -96,7 +97,80 @@ def test_whole_map_is_written_before_it_is_read(size, length):
     torch.testing.assert_close(memory(x)[0].flatten(1).T, slow, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("scan", ["raster", "bidirectional", "whole"])
+@pytest.mark.parametrize("write", ["descent", "ascent"])
+@pytest.mark.parametrize("readout_from", ["query", "key"])
+def test_controls_of_writing_and_reading_follow_the_formula(write, readout_from):
+    memory = scramble(make(write=write, readout_from=readout_from)).double()
+    x = image(7, 5).double()
+    tokens = x[0].flatten(1).T
+    slow = formula(memory, tokens, 8, 32)
+    torch.testing.assert_close(memory(x)[0].flatten(1).T, slow, atol=1e-8, rtol=0)
+    names = {n.split(".")[0] for n, _ in memory.named_parameters()}
+    assert ({"query", "read_norm"} <= names) == (readout_from == "query")
+
+
+def test_a_memory_that_is_never_written_is_its_initial_mlp_and_nothing_else():
+    memory = make(write="none")
+    assert {n.split(".")[0] for n, _ in memory.named_parameters()} == {
+        "query",
+        "read_norm",
+        "memory",
+        "gamma",
+    }
+    for size in ((8, 8), (3, 5), (1, 1)):
+        x = image(*size)
+        queries = memory.query(memory.read_norm(x.flatten(2).mT))
+        expected = read_memory(queries, (*memory.memory, memory.gamma))
+        torch.testing.assert_close(memory(x).flatten(2).mT, expected)
+    memory(image()).square().sum().backward()
+    assert [n for n, p in memory.named_parameters() if p.grad is None or not p.grad.any()] == []
+    with pytest.raises(ValueError, match="never written"):
+        next(memory.states(image()))
+    memory.gamma.data.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="initial memory"):
+        memory(image())
+
+
+def test_a_shuffled_scan_is_the_raster_scan_of_shuffled_tokens():
+    memory, raster = scramble(make(scan="shuffled")), make()
+    raster.load_state_dict(memory.state_dict())
+    x = image(7, 5)
+    order = shuffled_order(35)
+    moved = x.flatten(2)[:, :, order].reshape(x.shape)
+    with capture(memory, "surprise") as ours, capture(raster, "surprise") as theirs:
+        read, expected = memory(x).flatten(2)[:, :, order], raster(moved).flatten(2)
+    torch.testing.assert_close(read, expected)
+    torch.testing.assert_close(ours["surprise"], theirs["surprise"])
+    for state, other in zip(memory.states(x), raster.states(moved), strict=True):
+        torch.testing.assert_close(state, other)
+
+
+@pytest.mark.parametrize("count", [1, 2, 36, 576, 1024])
+def test_the_shuffled_order_is_a_fixed_permutation_without_a_trend(count):
+    order = shuffled_order(count)
+    assert sorted(order.tolist()) == list(range(count))
+    assert torch.equal(order, shuffled_order(count))
+    if count > 100:
+        ranks = torch.stack((torch.arange(count), order)).double()
+        steps = torch.stack((order[1:], order[:-1])).double()
+        assert abs(torch.corrcoef(ranks)[0, 1]) < 0.1
+        assert abs(torch.corrcoef(steps)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_evaluation_may_cut_other_chunks_with_the_same_weights(size):
+    memory, plain, other = make(eval_chunk_size=size), make(), make(chunk_size=size)
+    # Steps keep their range, but not beyond what is stable.
+    other.max_step = min(plain.max_step, other.max_step)
+    for model in (plain, other):
+        model.load_state_dict(memory.state_dict())
+    x = image()
+    torch.testing.assert_close(memory(x), plain(x))
+    torch.testing.assert_close(memory.eval()(x), other(x))
+    assert not torch.allclose(other(x), plain(x))
+
+
+@pytest.mark.parametrize("scan", ["raster", "bidirectional", "whole", "shuffled"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 5), (8, 8)])
 @pytest.mark.parametrize("segment_chunks", [1, "all"])
 def test_every_parameter_gets_a_gradient_at_every_size(scan, size, segment_chunks):
@@ -175,10 +249,15 @@ def test_nobody_pays_for_a_surprise_that_nobody_reads(monkeypatch):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("segment_chunks", [1, 10, "all"])
+@pytest.mark.parametrize(
+    ("write", "segment_chunks"),
+    [("descent", 1), ("descent", 10), ("descent", "all"), ("ascent", "all")],
+)
 @pytest.mark.parametrize("gates", ["as drawn", "step wide open", "step and momentum wide open"])
-def test_a_hundred_chunks_stay_finite_in_the_default_step_range(depth, segment_chunks, gates):
-    memory = make(chunk_size=16, depth=depth, segment_chunks=segment_chunks)
+def test_a_hundred_chunks_stay_finite_in_the_default_step_range(
+    depth, segment_chunks, gates, write
+):
+    memory = make(chunk_size=16, depth=depth, segment_chunks=segment_chunks, write=write)
     with torch.no_grad():
         if gates != "as drawn":
             memory.step.bias.fill_(20.0)
@@ -220,7 +299,7 @@ def test_bf16_autocast_agrees_with_float32_and_trains():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", ["raster", "bidirectional", "whole"])
+@pytest.mark.parametrize("scan", ["raster", "bidirectional", "whole", "shuffled"])
 def test_compiles_and_exports(scan):
     memory = make(scan=scan).eval()
     x = image()
@@ -244,6 +323,12 @@ def test_compiles_and_exports(scan):
         ({"max_step": 0.0}, "max_step must be in"),
         ({"scan": "spiral"}, "scan must be one of .* found 'spiral'"),
         ({"summary": "max"}, "summary must be one of .* found 'max'"),
+        ({"write": "up"}, "write must be one of .* found 'up'"),
+        ({"readout_from": "value"}, "readout_from must be one of .* found 'value'"),
+        ({"eval_chunk_size": 0}, "eval_chunk_size must be at least 1, found 0"),
+        ({"write": "none", "scan": "whole"}, "scan='whole' needs a memory that is written"),
+        ({"write": "none", "readout_from": "key"}, "readout_from='key' needs a memory"),
+        ({"write": "none", "eval_chunk_size": 4}, "eval_chunk_size=4 needs a memory"),
     ],
 )
 def test_arguments_outside_their_range_are_named(options, message):

@@ -10,11 +10,11 @@ import lightning_overlock  # noqa: F401  (registers the models)
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers import NeuralMemory
 from lightning_overlock.layers.tap import capture
-from lightning_overlock.models.convneur import ConvNeur, MapAttention
+from lightning_overlock.models.convneur import ConvNeur, LinearAttention, MapAttention
 
-OPERATORS = ("memory", "self_attention", "non_local", "cbam")
+OPERATORS = ("memory", "linear_attention", "self_attention", "non_local", "cbam")
 FUSIONS = ("gate", "add", "concat")
-SCANS = ("raster", "bidirectional", "whole")
+SCANS = ("raster", "bidirectional", "whole", "shuffled")
 
 
 def make(**arguments):
@@ -84,6 +84,17 @@ def test_attention_equals_pytorchs_own():
     )
     expected = x + expected.permute(1, 2, 0).reshape(x.shape)
     torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_attention_is_a_weighted_mean_over_all_tokens():
+    attention = LinearAttention(32).double()
+    x = torch.randn(2, 32, 5, 3).double()
+    tokens = attention.norm(x.flatten(2).mT)
+    q, k, v = (part.squeeze(2) for part in attention.qkv(tokens).view(2, 15, 3, 32).split(1, 2))
+    weights = torch.einsum("bnd,bmd->bnm", *(nn.functional.elu(t) + 1 for t in (q, k)))
+    mean = (weights / weights.sum(-1, keepdim=True)) @ v
+    expected = x + attention.proj(mean).mT.reshape(x.shape)
+    torch.testing.assert_close(attention(x), expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -176,6 +187,9 @@ VARIANTS = [
     {"memory_depth": 3},
     {"momentum": False, "decay": False},
     {"layer_scale": 0},
+    {"memory_write": "none"},
+    {"memory_write": "ascent", "readout_from": "key"},
+    {"patch_size": 2},
 ]
 
 
@@ -197,6 +211,24 @@ def test_local_weights_never_get_a_zero_gradient(size):
     zero = [n for n, p in model.named_parameters() if not p.grad.any()]
     # With two chunks momentum multiplies nothing, and one token needs no pooling.
     assert all(n.split(".")[-2] in ("momentum", "pool") for n in zero)
+
+
+def test_controls_of_the_memory_arrive_in_every_stage():
+    options = {"memory_write": "ascent", "readout_from": "key", "eval_chunk_size": (4, 3, 2, 1)}
+    memories = [m for m in make(**options).modules() if isinstance(m, NeuralMemory)]
+    assert [m.eval_chunk_size for m in memories] == [4, 3, 2, 1]
+    assert {m.write for m in memories} == {"ascent"}
+    assert {m.query for m in memories} == {None}
+    unwritten = make(memory_write="none")
+    assert not [n for n in names(unwritten) if "key_value" in n or "momentum" in n]
+
+
+def test_weights_do_not_depend_on_the_chunk_size():
+    trained = make(chunk_size=16)
+    again = make(chunk_size=(64, 8, 4, 2), eval_chunk_size=5)
+    again.load_state_dict(trained.state_dict())
+    x = image()
+    assert not torch.allclose(again.eval()(x), trained.eval()(x))
 
 
 def test_top_rows_do_not_see_bottom_rows_through_a_raster_memory_but_do_through_others():
@@ -233,6 +265,17 @@ def test_top_rows_do_not_see_bottom_rows_through_a_raster_memory_but_do_through_
         ({"kernel_size": 6}, "kernel_size must be odd, found 6"),
         ({"memory_depth": 4}, "must be 1, 2 or 3, found 4"),
         ({"max_step": 2.0}, "max_step must be in"),
+        ({"memory_write": "up"}, "memory_write must be one of .* found 'up'"),
+        ({"readout_from": "value"}, "readout_from must be one of .* found 'value'"),
+        ({"eval_chunk_size": (4, 4)}, "eval_chunk_size needs 4 numbers"),
+        (
+            {"memory_write": "none", "scan": "whole", "decay": False},
+            "decay, scan change how a memory is written .* nothing is written",
+        ),
+        ({"memory_write": "none", "readout_from": "key"}, "nothing is written"),
+        ({"global_operator": "linear_attention", "memory_write": "ascent"}, "change a memory"),
+        ({"global_placement": "none", "eval_chunk_size": 4}, "change a memory"),
+        ({"patch_size": 3}, "patch_size must be 1, 2 or 4"),
     ],
 )
 def test_impossible_arguments_are_a_value_error(arguments, message):

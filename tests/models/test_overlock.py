@@ -33,6 +33,10 @@ SWITCHES = {
     ),
     "small_kernel": ({"small_kernel": None}, ["small_bias"]),
     "small_kernel_through_timm": ({"small_kernel": 0}, ["small_bias"]),
+    "zero_context": (
+        {"context_source": "zero"},
+        ["overview.", "context_proj", "prior_scale", "context_scale"],
+    ),
     "guidance": ({"kernel_guidance": False, "feature_guidance": False}, []),
     "grid": ({"context_grid": 3}, []),
     "wide_small_kernel": ({"small_kernel": 3}, []),
@@ -73,6 +77,43 @@ def test_a_switch_keeps_the_feature_interface(switch):
     for feature, info in zip(maps, model.feature_info, strict=False):
         assert feature.shape[1] == info["num_chs"]
         assert feature.shape[2] == 64 // info["reduction"]
+
+
+def test_a_shuffled_context_is_the_prior_of_the_image_before():
+    own, shuffled = build(), build(context_source="shuffled")
+    assert own.state_dict().keys() == shuffled.state_dict().keys()
+    x = torch.cat([image(), image().flip(3)])[:3]
+    for training in (False, True):
+        own.train(training), shuffled.train(training)
+        with torch.no_grad(), capture(own, "context_prior") as found:
+            own(x)
+        prior = found["context_prior"]
+        # The same network with the priors exchanged by hand.
+        handle = own.context_prior_tap.register_forward_hook(lambda _m, _i, p: p[[2, 0, 1]])
+        with torch.no_grad():
+            expected = own(x)
+            handle.remove()
+            torch.testing.assert_close(shuffled(x), expected)
+            assert not torch.allclose(own(x), expected)
+        assert not torch.equal(prior[0], prior[1])
+    with pytest.raises(ConfigError, match="this batch has one image; expected two or more"):
+        shuffled(x[:1])
+    # No image, a cost: one image is enough.
+    assert shuffled.to("meta")(x[:1].to("meta")).shape == (1, 5)
+
+
+def test_with_a_zero_context_only_the_guidance_is_gone():
+    model = build(context_source="zero").eval()
+    assert model.overview_index is None
+    assert len(model.feature_info) == 4
+    # The same as a prior whose scale and shift are zero, and contexts that are taken as they are.
+    own = build()
+    own.load_state_dict(model.state_dict(), strict=False)
+    for module in (own.context_proj, *(b.prior_scale for s in own.focus for b in s.blocks)):
+        for parameter in module.parameters() if module is not None else ():
+            torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image()), own.eval()(image()))
 
 
 def test_a_fixed_context_is_the_prior_in_every_block():
@@ -120,6 +161,10 @@ def test_guidance_switches_cut_the_prior_off_from_kernels_and_values():
         ({"dds": False, "feature_guidance": False}, "feature_guidance=False needs dds=True"),
         ({"dds": False, "context_update": False}, "context_update=False needs dds=True"),
         ({"dds": False, "overview_head": True}, "overview_head=True needs dds=True"),
+        ({"dds": False, "context_source": "zero"}, "context_source='zero' needs dds=True"),
+        ({"dds": False, "context_source": "shuffled"}, "context_source='shuffled' needs dds=True"),
+        ({"context_source": "zero", "overview_head": True}, "a context_source other than 'zero'"),
+        ({"context_source": "other"}, "context_source is 'other'; expected one of"),
         ({"mixer": "static", "small_kernel": None}, "small_kernel=None needs mixer='contmix'"),
         ({"mixer": "static", "context_grid": 5}, "context_grid=5 needs mixer='contmix'"),
         ({"mixer": "static", "kernel_guidance": False}, "kernel_guidance=False needs mixer"),
