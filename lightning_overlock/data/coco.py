@@ -285,8 +285,9 @@ class CocoDataModule(BaseDataModule):
                 folder,
                 purpose,
                 self.wants_masks,
-                self.skip_corrupt,
-                self.max_left_out,
+                # A missing image costs its own prediction, not those of the others.
+                self.skip_corrupt or purpose == "predict",
+                1.0 if purpose == "predict" else self.max_left_out,
                 self.max_image_pixels,
             )
             own = list(zip(self.category_ids, self.class_names, strict=True))

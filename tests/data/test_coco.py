@@ -495,6 +495,57 @@ def test_a_test_set_without_annotations_can_be_predicted_for(root):
     assert list(by_id(module.predict_dataloader())) == list(SIZES)
 
 
+def test_an_image_that_is_missing_costs_its_own_prediction_alone(root):
+    (root / "val2017/0007.png").unlink()
+    data = coco(root)
+    assert data.examine("predict").startswith(
+        "used 5 of 6 images, 1 left out: 1 whose file is not there (images[1]: "
+    )
+    assert sorted(by_id(data.predict_dataloader())) == sorted(SIZES.keys() - {7})
+    with pytest.raises(InputError, match="1 of 6 images cannot be used"):
+        data.setup("validate")
+
+
+def as_task(masks: bool | None) -> Any:
+    """Return what a data module sees of a trainer with a task that wants masks, or not."""
+    return SimpleNamespace(lightning_module=SimpleNamespace(hparams={"masks": masks}))
+
+
+def test_the_task_says_whether_masks_are_read(root):
+    data = content()
+    for annotation in data["annotations"][::2]:
+        annotation["segmentation"] = []
+    write(root, data, "train")
+    write(root, data, "val")
+    module = coco(root)
+    module.trainer = as_task(True)
+    with pytest.raises(InputError, match=r"4 without a segmentation .*\n.*model\.masks false"):
+        module.setup("fit")
+    module.trainer = as_task(False)
+    module.setup("fit")
+    assert not module.source("train").file.has_masks
+    module.trainer = None
+    with pytest.raises(InputError, match="4 without a segmentation"):  # some have one
+        module.setup("fit")
+    found = by_id(coco(root, masks=False).train_dataloader())
+    assert sum(len(target["labels"]) for _, target in found.values()) == 5
+    assert all("masks" not in target for _, target in found.values())
+
+
+def test_a_data_module_is_built_for_prediction_from_its_state_alone(root, tmp_path):
+    state = json.loads(json.dumps(coco(root).prediction_state()))
+    assert state == {"class_names": ["dog", "car"], "category_ids": [18, 3]}
+    (root / "val2017").rename(tmp_path / "photos")
+    gone = {"root": str(tmp_path / "gone"), "num_workers": 0}
+    with pytest.raises(InputError, match=r"instances_val2017\.json: No such file"):
+        CocoDataModule(**gone)
+    data = CocoDataModule(**gone, predict_dir=str(tmp_path / "photos"))
+    data.load_prediction_state(state)
+    data.setup("predict")
+    assert (data.class_names, data.category_ids) == (["dog", "car"], [18, 3])
+    assert len(by_id(data.predict_dataloader())) == len(SIZES)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_is_named_or_skipped(root, workers):
     path = root / "val2017/0025.png"
