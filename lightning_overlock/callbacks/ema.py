@@ -1,5 +1,7 @@
 """Exponential moving average of the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,6 +112,15 @@ class EMA(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the model."""
         self._swap(pl_module)
+
+    @contextmanager
+    def average_in(self, module: LightningModule) -> Iterator[None]:
+        """Have the average in the module for a block, if there is one."""
+        self._swap(module)
+        try:
+            yield
+        finally:
+            self._swap(module)
 
     def _swap(self, module: LightningModule) -> None:
         """Exchange the values of weights and average, if there is one."""

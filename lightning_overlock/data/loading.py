@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -175,8 +176,12 @@ class TrainBatches:
         return len(self.sampler) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return self.batches(self.position())
+
+    def batches(self, first: int) -> Iterator[list[Key]]:
+        """Yield this process's batches of the epoch, beginning with the one numbered `first`."""
         order = self._order()
-        for batch in range(self.position(), len(self)):
+        for batch in range(first, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             indices = order[start : start + self.batch_size]
             yield [Key(self.sampler.epoch, index) for index in indices]
@@ -396,6 +401,26 @@ class TrainLoader(Loader):
     """
 
     batch_sampler: TrainBatches
+
+    def first_batches(self, count: int) -> Iterator[Any]:
+        """Yield the first batches of the epoch, whichever comes next in training.
+
+        The pass of the epoch that is under way is not disturbed.
+        """
+        keys = list(islice(self.batch_sampler.batches(0), count))
+        reads: DataLoader[_Read] = DataLoader(
+            self._reader,
+            sampler=keys,  # type: ignore[arg-type] - whole batches, as from `batch_sampler`
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=min(self.num_workers, len(keys)),
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),
+        )
+        for read in reads:
+            if read.error is not None:
+                raise read.error
+            yield read.batch
 
     def state_dict(self) -> dict[str, int]:
         """Return what defines the order of the epoch."""

@@ -4,6 +4,9 @@ import math
 import random
 import re
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +25,7 @@ from lightning_overlock.backbones.weights import (
     load_error_summary,
     read_state_dict,
 )
+from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
 from lightning_overlock.optim import (
@@ -32,20 +36,30 @@ from lightning_overlock.optim import (
     warmup_poly,
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
+from lightning_overlock.tasks.batch_norm import EvaluationStatistics, noise
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
 REFERENCE_BATCH = 1024
+# Batches for the comparison at the end of a run that does not re-estimate.
+COMPARED_BATCHES = 20
 
 
 class BaseTask(LightningModule):
     """A timm backbone and its training recipe.
 
-    A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`
-    and its steps, and where its network is more than a classifier, `build_model`, which then puts
-    heads on a `DenseFeatures`. From here it has AdamW, a learning rate that is a function of the
-    step, randomness that is a function of (seed, epoch, batch, process), initial weights, the stop
-    at a non-finite loss, and `lr` and `train/images_per_second` in the log. Gradients are clipped
-    by the trainer (`gradient_clip_val`), batch norms synchronised by it (`sync_batchnorm`).
+    A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`,
+    its training and prediction steps, and for its evaluation `reset_evaluation`, `evaluate` and
+    `evaluation`. Where its network is more than a classifier, it adds `build_model`, which then
+    puts heads on a `DenseFeatures`. From here it has AdamW, a learning rate that is a function of
+    the step, randomness that is a function of (seed, epoch, batch, process), initial weights, the
+    stop at a non-finite loss, and `lr` and `train/images_per_second` in the log. Gradients are
+    clipped by the trainer (`gradient_clip_val`), batch norms synchronised by it
+    (`sync_batchnorm`).
+
+    At the end of a run of a network with batch norms, `val_bn/NAME_running` and
+    `val_bn/NAME_reestimated` are logged, where NAME is that of the monitored metric: with the
+    running statistics of the training and with those of the final weights (`reestimate_bn`, or 20
+    batches without). Where they differ by more than noise, the run says so.
 
     Args:
         class_names: Names of the classes; linked from the data.
@@ -76,6 +90,10 @@ class BaseTask(LightningModule):
         compile: Compile the backbone's blocks in place.
         channels_last: Keep images and weights in channels-last memory.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
+        reestimate_bn: Evaluate and save the network with BatchNorm statistics that are averaged
+            over this many training batches of the epoch, see `tasks.batch_norm`; 0 evaluates with
+            the running statistics of the training, which lag behind in short runs. The weights
+            are the same either way.
     """
 
     # timm's models share more than nn.Module has, but no type.
@@ -83,7 +101,9 @@ class BaseTask(LightningModule):
     monitor: str
     monitor_mode: Literal["min", "max"] = "max"
     # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
-    free_options: frozenset[str] = frozenset({"compile", "channels_last", "grad_checkpointing"})
+    free_options: frozenset[str] = frozenset(
+        {"compile", "channels_last", "grad_checkpointing", "reestimate_bn"}
+    )
     # What the command and the constructor hold the options against.
     ranges: ClassVar[dict[str, Range]] = {
         "lr": AT_LEAST_0,
@@ -99,6 +119,7 @@ class BaseTask(LightningModule):
         "weight_decay": AT_LEAST_0,
         "betas": Range(0, 1, open="high"),
         "layer_decay": Range(0, 1, open="low"),
+        "reestimate_bn": AT_LEAST_0,
     }
     # An object detector of one class tells it from the background.
     fewest_classes = 2
@@ -128,6 +149,7 @@ class BaseTask(LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         grad_checkpointing: bool = False,
+        reestimate_bn: int = 0,
     ) -> None:
         super().__init__()
         # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
@@ -152,6 +174,8 @@ class BaseTask(LightningModule):
         self._images = 0
         self._seconds = 0.0
         self._tick = 0.0
+        self._statistics = EvaluationStatistics(reestimate_bn)
+        self.validated_step = -1
 
         self.model = self.build_model(len(class_names))
         if grad_checkpointing:
@@ -379,10 +403,12 @@ class BaseTask(LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another network."""
+        """Refuse the checkpoint of another network; training goes on with its own statistics."""
         self._weights_pending = False
         if self._trainer is None:
             return
+        if self.trainer.state.fn == "fit":
+            self._statistics.load(checkpoint)
         if difference := differences(self.state_dict(), checkpoint["state_dict"]):
             made_with = checkpoint.get("hyper_parameters", {}).get("backbone", "another network")
             raise InputError(
@@ -395,12 +421,16 @@ class BaseTask(LightningModule):
             data.load_prediction_state(checkpoint["data"])
 
     def on_fit_start(self) -> None:
-        """Load initial weights."""
+        """Load initial weights; take out what an earlier fit has left for evaluations."""
+        self._statistics.take_out(self)
+        self._statistics.forget()
         self.load_initial_weights()
 
     def on_validation_start(self) -> None:
-        """Load initial weights."""
+        """Load initial weights; in training put the statistics in that the evaluation sees."""
         self.load_initial_weights()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._statistics.put_in(self)
 
     def on_test_start(self) -> None:
         """Load initial weights."""
@@ -409,6 +439,114 @@ class BaseTask(LightningModule):
     def on_predict_start(self) -> None:
         """Load initial weights."""
         self.load_initial_weights()
+
+    # Evaluation
+
+    def reset_evaluation(self, stage: str) -> None:
+        """Start an evaluation: "val" or "test"."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Any, stage: str) -> None:
+        """Count a batch."""
+        raise NotImplementedError
+
+    def evaluation(self, stage: str) -> dict[str, float | Tensor]:
+        """Return the metrics of all processes together, by name; every process calls this."""
+        raise NotImplementedError
+
+    def report_classes(self, stage: str) -> None:
+        """Say and write what there is to say of each class; called after `validate`, `test`."""
+
+    def pass_for_statistics(self, batch: Any) -> None:
+        """Run the network as an evaluation does, on a training batch."""
+        self(batch[0])
+
+    # Counts start at zero in the hook before an evaluation and not after it: tensors made in the
+    # inference mode of `validate` cannot be added to in `fit`.
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to count."""
+        self.reset_evaluation("val")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count a batch."""
+        self.evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics under `val/`."""
+        self._log_evaluation("val")
+        if not self.trainer.sanity_checking:
+            self.validated_step = self.global_step
+        # Before `on_validation_end`, where an average of the weights is taken out.
+        if self.trainer.state.fn == "fit":
+            self._statistics.take_out(self)
+
+    def on_test_epoch_start(self) -> None:
+        """Start to count."""
+        self.reset_evaluation("test")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count a batch."""
+        self.evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics under `test/`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        # At the end of the epoch and not in the step: every process gets here, also one
+        # without a batch, so that none waits for another for ever.
+        for name, value in self.evaluation(stage).items():
+            self.log(f"{stage}/{name}", value, prog_bar=self.monitor.endswith(f"/{name}"))
+        if self.trainer.is_global_zero and self.trainer.state.fn in {"validate", "test"}:
+            self.report_classes(stage)
+
+    def evaluate_now(self) -> float:
+        """Return the monitored metric of the validation images, amid a training."""
+        trainer = self.trainer
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        self.reset_evaluation("val")
+        batches = islice(trainer.val_dataloaders, int(trainer.num_val_batches[0]))
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            for batch in self.on_device(batches):
+                self.evaluate(batch, "val")
+        for module, mode in modes:
+            module.training = mode
+        return float(self.evaluation("val")[self.monitor.removeprefix("val/")])
+
+    def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches as Lightning hands them to a step."""
+        for batch in batches:
+            converted = self.trainer.precision_plugin.convert_input(batch)
+            yield self.trainer.strategy.batch_to_device(converted)
+
+    def _compare_statistics(self) -> None:
+        """Log the metric with running and re-estimated statistics; say if they disagree."""
+        trainer = self.trainer
+        with ExitStack() as stack:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, EMA):
+                    stack.enter_context(callback.average_in(self))
+            found = self._statistics.compare(self, COMPARED_BATCHES)
+        if found is None:
+            return
+        running, reestimated = found
+        name = self.monitor.removeprefix("val/")
+        self.log_dict(
+            {f"val_bn/{name}_running": running, f"val_bn/{name}_reestimated": reestimated}
+        )
+        images = len(getattr(trainer.val_dataloaders, "source", ()))
+        if abs(running - reestimated) > noise(reestimated, images):
+            used = "the second" if self.hparams["reestimate_bn"] else "the first"
+            advice = (
+                "" if self.hparams["reestimate_bn"] else "; --model.reestimate_bn 20 does better"
+            )
+            rank_zero_info(
+                f"{self.monitor} is {running:.4f} with BatchNorm's running statistics and "
+                f"{reestimated:.4f} with those of the final weights\n"
+                f"{used} is what this run reports{advice}"
+            )
 
     def on_predict_end(self) -> None:
         """Say which images could not be read.
@@ -434,6 +572,7 @@ class BaseTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock; an epoch that is continued in its middle has no other start."""
+        self._statistics.start(self)
         self._tick = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
@@ -469,7 +608,8 @@ class BaseTask(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what prediction needs of the data; refuse to save NaN weights over good ones."""
+        """Add what evaluation and prediction need; refuse to save NaN weights over good ones."""
+        self._statistics.save(self, checkpoint)
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "prediction_state"):
             checkpoint["data"] = data.prediction_state()
@@ -496,6 +636,24 @@ class BaseTask(LightningModule):
         """Log the throughput over all processes."""
         rate = self._images * self.trainer.world_size / self._seconds
         self.log("train/images_per_second", rate)
+        if self._ends_here():
+            self._compare_statistics()
+
+    def _ends_here(self) -> bool:
+        """Tell at the end of an epoch whether it is the run's last one."""
+        trainer = self.trainer
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        return not trainer.fast_dev_run and (  # type: ignore[attr-defined]
+            trainer.should_stop
+            or 0 <= epochs <= trainer.current_epoch + 1
+            or 0 <= steps <= trainer.global_step
+        )
+
+    def on_train_end(self) -> None:
+        """Leave the network as it is evaluated; say what that has cost."""
+        self._statistics.put_in(self)
+        if cost := self._statistics.cost():
+            rank_zero_info(cost)
 
 
 def compile_blocks(model: Any) -> None:

@@ -100,10 +100,8 @@ class ClassificationTask(BaseTask):
                 "top5": MulticlassAccuracy(count, top_k=min(5, count), average="micro"),
             }
         )
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.val_loss = MeanMetric()
-        self.test_metrics = metrics.clone(prefix="test/")
-        self.test_loss = MeanMetric()
+        self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, classes)."""
@@ -142,45 +140,29 @@ class ClassificationTask(BaseTask):
             )
         return self.mixup(images, labels)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start to count. Not at the end: what `validate` made no training could change."""
-        self.val_loss.reset()
-        self.val_metrics.reset()
+    def pass_for_statistics(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Run the network with the head of the overview, which analyses read."""
+        if getattr(self.model, "overview_head", None) is not None:
+            self.model.forward_overview(batch[0])
+        else:
+            self(batch[0])
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def reset_evaluation(self, stage: str) -> None:
+        """Start an evaluation: "val" or "test"."""
+        self.losses[stage].reset()
+        self.metrics[stage].reset()
+
+    def evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         """Count a batch."""
-        self._evaluate(batch, self.val_loss, self.val_metrics)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`, `val/top1` and `val/top5`."""
-        self._log_evaluation("val", self.val_loss, self.val_metrics)
-
-    def on_test_epoch_start(self) -> None:
-        """Start to count."""
-        self.test_loss.reset()
-        self.test_metrics.reset()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count a batch."""
-        self._evaluate(batch, self.test_loss, self.test_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/loss`, `test/top1` and `test/top5`."""
-        self._log_evaluation("test", self.test_loss, self.test_metrics)
-
-    def _evaluate(
-        self, batch: tuple[Tensor, Tensor], loss: MeanMetric, metrics: MetricCollection
-    ) -> None:
         images, labels = batch
         logits = self(images).float()
         # Per image, so that batches of unequal size and several processes weigh right.
-        loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        metrics.update(logits, labels)
+        self.losses[stage].update(F.cross_entropy(logits, labels, reduction="none"))
+        self.metrics[stage].update(logits, labels)
 
-    def _log_evaluation(self, stage: str, loss: MeanMetric, metrics: MetricCollection) -> None:
-        # At the end of the epoch and not in the step: every process gets here, also one
-        # without a batch, so that none waits for another for ever.
-        self.log_dict({f"{stage}/loss": loss.compute(), **metrics.compute()}, prog_bar=True)
+    def evaluation(self, stage: str) -> dict[str, float | Tensor]:
+        """Return `loss`, `top1` and `top5`."""
+        return {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}
 
     def draw(self, images: Tensor) -> list[Tensor]:
         """Return each image (3, H, W) with the likeliest class written on it, uint8."""

@@ -224,11 +224,15 @@ class DetectionTask(BaseTask):
         )
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Start anew."""
+    def pass_for_statistics(self, batch: tuple[list[Tensor], list[Target]]) -> None:
+        """Run the network on images that are padded to one size, as in training."""
+        self.model(batch[0])
+
+    def reset_evaluation(self, stage: str) -> None:
+        """Start an evaluation."""
         self._seen: dict[int, _Seen] = {}
 
-    def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
+    def evaluate(self, batch: tuple[list[Tensor], list[Target]], stage: str) -> None:
         """Keep a batch's detections beside its annotations."""
         images, targets = batch
         for found, target in zip(self(images), targets, strict=True):
@@ -240,23 +244,8 @@ class DetectionTask(BaseTask):
                 coco_results(found, image_id, self._categories()),
             )
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the average precision under `val/`."""
-        self._log_average_precision("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Start anew."""
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
-        """Keep a batch's detections beside its annotations."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the average precision under `test/`."""
-        self._log_average_precision("test")
-
-    def _log_average_precision(self, stage: str) -> None:
+    def evaluation(self, stage: str) -> dict[str, float | Tensor]:
+        """Return the average precisions of boxes and, with `mask_` before them, of masks."""
         seen = self._gather(self._seen)
         self._seen = {}
         values: dict[str, float] = {}
@@ -269,10 +258,9 @@ class DetectionTask(BaseTask):
                     found = average_precision(
                         images, annotations, results, self._categories(), kind
                     )
-                    values |= {f"{stage}/{prefix}{name}": v for name, v in found.items()}
+                    values |= {f"{prefix}{name}": v for name, v in found.items()}
         # One evaluates and all log the same: checkpoints are chosen by every process.
-        values = self.trainer.strategy.broadcast(values)
-        self.log_dict(values, prog_bar=False)
+        return dict(self.trainer.strategy.broadcast(values))
 
     def _gather(self, own: dict[int, _Seen]) -> list[_Seen]:
         """Return what all processes have seen, on the first; an image seen twice counts once."""

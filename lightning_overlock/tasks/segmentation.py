@@ -214,8 +214,8 @@ class SegmentationTask(BaseTask):
             metrics["boundary_f1"] = BoundaryF1(count, IGNORED)
             metrics["trimap_miou"] = TrimapIoU(count, IGNORED)
             metrics["hausdorff"] = HausdorffDistance(count, IGNORED)
-        self.val_metrics = MetricCollection(metrics, compute_groups=False)
-        self.test_metrics = self.val_metrics.clone()
+        collection = MetricCollection(metrics, compute_groups=False)
+        self.metrics = nn.ModuleDict({stage: collection.clone() for stage in ("val", "test")})
 
     # Training
 
@@ -323,56 +323,28 @@ class SegmentationTask(BaseTask):
 
     # Evaluation
 
-    # Counts start at zero in the hook before and not after an evaluation: tensors made in the
-    # inference mode of `validate` cannot be added to in `fit`.
+    def reset_evaluation(self, stage: str) -> None:
+        """Start an evaluation: "val" or "test"."""
+        self.metrics[stage].reset()
 
-    def on_validation_epoch_start(self) -> None:
-        """Count from zero."""
-        self.val_metrics.reset()
-
-    def validation_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
+    def evaluate(self, batch: tuple[list[Tensor], list[Tensor]], stage: str) -> None:
         """Count a batch."""
-        self._evaluate(batch, self.val_metrics)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/miou`, `val/pixel_accuracy` and what was asked for."""
-        self._log_evaluation("val", self.val_metrics)
-
-    def on_test_epoch_start(self) -> None:
-        """Count from zero."""
-        self.test_metrics.reset()
-
-    def test_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
-        """Count a batch."""
-        self._evaluate(batch, self.test_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/miou`, `test/pixel_accuracy` and what was asked for."""
-        self._log_evaluation("test", self.test_metrics)
-
-    def _evaluate(
-        self, batch: tuple[list[Tensor], list[Tensor]], metrics: MetricCollection
-    ) -> None:
         images, labels = batch
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for found, wanted in zip(self.predict_labels(images, sizes), labels, strict=True):
-            metrics.update(found, wanted)
+            self.metrics[stage].update(found, wanted)
 
-    def _log_evaluation(self, stage: str, metrics: MetricCollection) -> None:
-        # At the end of the epoch and not in the step: every process gets here, also one
-        # without a batch, so that none waits for another for ever.
-        values = metrics.compute()
-        confusion = values.pop("confusion").cpu()
-        values["miou"] = class_iou(confusion).nanmean()
-        values["pixel_accuracy"] = confusion.trace() / confusion.sum()
-        self.log_dict(
-            {f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True
-        )
-        if self.trainer.is_global_zero and self.trainer.state.fn in {"validate", "test"}:
-            self._write_classes(stage, confusion)
+    def evaluation(self, stage: str) -> dict[str, float | Tensor]:
+        """Return `miou`, `pixel_accuracy` and what was asked for."""
+        values = self.metrics[stage].compute()
+        self._confusion = values.pop("confusion").cpu()
+        values["miou"] = class_iou(self._confusion).nanmean()
+        values["pixel_accuracy"] = self._confusion.trace() / self._confusion.sum()
+        return {name: value.float() for name, value in values.items()}
 
-    def _write_classes(self, stage: str, confusion: Tensor) -> None:
+    def report_classes(self, stage: str) -> None:
         """Print a row per class and write it to a CSV file."""
+        confusion = self._confusion
         pixels = confusion.sum(1)
         columns = (
             self.class_names,
