@@ -14,6 +14,9 @@ from lightning_overlock.heads.fcn import FCNHead
 from lightning_overlock.tasks import ClassificationTask
 from lightning_overlock.tasks.base import BaseTask
 
+# The task here is trained and predicts, and is not evaluated.
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+
 
 class Network(nn.Module):
     def __init__(self, features, num_classes):
