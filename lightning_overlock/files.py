@@ -47,3 +47,25 @@ def require_writable(folder: Path, hint: str) -> None:
         for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()
+
+
+def require_file_writable(path: Path, typed: str) -> None:
+    """Make sure that a file can be written, without changing one that is there.
+
+    Args:
+        path: The file.
+        typed: How the user named it, for messages.
+
+    Raises:
+        InputError: It is a folder, its folder does not exist, or it cannot be written.
+    """
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise InputError(
+            f"{typed}: this file cannot be written: {error.strerror}.\nExpected a file in a folder "
+            "that is there and can be written to."
+        ) from None
+    if not there:
+        path.unlink()

@@ -8,36 +8,26 @@ in a process each. `--profile` says where the time goes.
 
 import argparse
 import json
-import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_overlock.bench.models import DTYPES, Setting, bench_models, profile_models
-from lightning_overlock.bench.operations import (
-    CONTMIX_SIZES,
-    DEPTHWISE_SIZES,
-    MEMORY_SIZES,
-    bench_contmix,
-    bench_depthwise,
-    bench_memory,
-)
+from lightning_overlock.bench.models import Setting, bench_models, profile_models
+from lightning_overlock.bench.operations import bench_contmix, bench_depthwise, bench_memory
+from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
 from lightning_overlock.bench.report import Row, markdown, print_table
-from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.ops.contmix.operator import contmix_backend
-from lightning_overlock.ops.depthwise.operator import depthwise_backend
+from lightning_overlock.errors import InputError
 from lightning_overlock.ops.dispatch import triton_obstacle
 
 Tables = dict[str, list[Row]]
 
 
-def main(arguments: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `lightning bench` and print its tables.
 
     Args:
-        arguments: What was typed after `bench`.
+        args: What was typed after `bench`, as `read_options` returns it.
 
     Returns:
         The exit code 0.
@@ -45,8 +35,6 @@ def main(arguments: list[str]) -> int:
     Raises:
         InputError: A mistake in what was typed.
     """
-    args = _parser().parse_args(arguments)
-    _check_arguments(args)
     args.device = _device(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -132,149 +120,6 @@ def _where(device: str) -> str:
     return f"torch {torch.__version__}, Triton {triton}, {name}"
 
 
-# What is typed -----------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
-        raise InputError(f"bench: {message}.{near}\n`lightning bench --help` lists all options.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lightning bench",
-        allow_abbrev=False,
-        description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
-        "side, or of the package's operations. All are taken in turn, several models on a CPU in "
-        "a process each; medians. In brackets: relative to the first row; of a time, how many "
-        "times as fast. --profile adds where the time goes, against the device's measured "
-        "ceilings.",
-    )
-    _add_model_options(parser)
-    _add_operation_options(parser)
-    add = parser.add_argument
-    add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
-    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
-    add("--batch-size", type=int, default=4, help="images in a batch (default: %(default)s)")
-    add("--size", type=_size, default=(224, 224), metavar="N|HxW", help="pixels (default: 224)")
-    add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--threads", type=int, help="CPU threads (default: torch's own choice)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="other than float32: models under autocast to it (default: %(default)s)",
-    )
-    add(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="memory format (default: channels-last)",
-    )
-    add(
-        "--inference-form",
-        action="store_true",
-        help="merge branches and norms (timm's reparameterize_model) before inference; training "
-        "is measured in the training form",
-    )
-    add("--features", action="store_true", help="the four feature maps instead of the logits")
-    add(
-        "--train",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="measure a training step too (default: yes, unless --features)",
-    )
-    add(
-        "--contmix-backend",
-        choices=contmix_backend.names,
-        help="add a second row for models with ContMix: as built, with ContMix on this backend",
-    )
-    add(
-        "--depthwise-backend",
-        choices=depthwise_backend.names,
-        help="add a row for models with large depthwise convolutions: with these on this backend",
-    )
-    add(
-        "--profile",
-        action="store_true",
-        help="profile every model by operation: time, bytes and multiply-adds, and the least time "
-        "at the copy bandwidth and matrix rate measured here (roofline)",
-    )
-
-
-def _add_operation_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--ops", action="store_true", help="the backends of ContMix, relative to unfold")
-    add(
-        "--sizes",
-        nargs="+",
-        metavar="BxHxWxK",
-        help=f"images, map and window of --ops (default: {' '.join(CONTMIX_SIZES)})",
-    )
-    add("--groups", type=int, default=8, help="groups of --ops (default: %(default)s)")
-    add("--group-channels", type=int, default=16, help="channels of each (default: %(default)s)")
-    add(
-        "--depthwise",
-        action="store_true",
-        help="the backends of large depthwise convolutions, relative to torch's in NCHW; Triton's "
-        "is measured on a GPU only",
-    )
-    add(
-        "--depthwise-sizes",
-        nargs="+",
-        metavar="BxCxHxWxK",
-        help="images, channels, map and kernel of --depthwise "
-        f"(default: {' '.join(DEPTHWISE_SIZES)})",
-    )
-    add("--compile", action="store_true", help="torch.compile as another backend of --depthwise")
-    add("--memory", action="store_true", help="the neural memory, relative to vmap(grad)")
-    add(
-        "--memory-sizes",
-        nargs="+",
-        metavar="BxNxDxC",
-        help="sequences, tokens, channels and tokens of a chunk of --memory "
-        f"(default: {' '.join(MEMORY_SIZES)})",
-    )
-
-
-def _check_arguments(args: argparse.Namespace) -> None:
-    if not (args.names or args.ops or args.depthwise or args.memory):
-        raise InputError(
-            "nothing to measure: name timm models, or give --ops, --depthwise or --memory"
-        )
-    for option in ("batch_size", "threads", "groups", "group_channels", "seconds"):
-        found = getattr(args, option)
-        if found is not None and found <= 0:
-            raise InputError(f"--{option.replace('_', '-')} {found}: expected more than zero")
-    for option, needed in (
-        ("sizes", "ops"),
-        ("depthwise_sizes", "depthwise"),
-        ("compile", "depthwise"),
-        ("memory_sizes", "memory"),
-        ("contmix_backend", "names"),
-        ("depthwise_backend", "names"),
-        ("profile", "names"),
-    ):
-        if getattr(args, option) and not getattr(args, needed):
-            needed = "NAME" if needed == "names" else f"--{needed}"
-            raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
-    for path in (args.json, args.markdown):
-        if path and not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder to write {path.name} into")
-    if args.features and args.train:
-        raise InputError("--train needs logits, --features gives none")
-
-
 def _device(args: argparse.Namespace) -> str:
     """Return the device to run on, after checking that it and the backends asked for can."""
     device: str = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -290,10 +135,3 @@ def _device(args: argparse.Namespace) -> str:
     if args.depthwise_backend == "onednn" and torch.device(device).type != "cpu":
         raise InputError(f"--depthwise-backend onednn is for CPUs, --device is {device}")
     return device
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
-        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)

@@ -10,6 +10,7 @@ from torch import Tensor
 import lightning_overlock.bench.unfold  # noqa: F401  brings its backend of ContMix
 from lightning_overlock.bench.measure import Step, in_mib, peak_memory, time_in_turn
 from lightning_overlock.bench.models import DTYPES
+from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
 from lightning_overlock.bench.report import Row
 from lightning_overlock.errors import InputError
 from lightning_overlock.layers.dilated_reparam import BRANCHES
@@ -17,16 +18,6 @@ from lightning_overlock.ops.contmix.operator import contmix
 from lightning_overlock.ops.depthwise.operator import depthwise
 from lightning_overlock.ops.dispatch import triton_obstacle
 from lightning_overlock.ops.neural_memory import neural_memory, neural_memory_vmap
-
-# Batch, height, width and window of ContMix: the maps of a 224 px image, of a COCO image of
-# 800x1344, and both kernels of a stage.
-CONTMIX_SIZES = ("4x7x7x7", "4x14x14x5", "4x14x14x13", "1x25x42x7", "1x50x84x5", "1x50x84x13")
-# Batch, tokens, channels and chunk of the neural memory: ConvNeur's first stage at 112, 224 and
-# 448 px, so that the growth with the number of tokens shows.
-MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
-# Batch, channels, height, width and kernel of the large depthwise convolutions: OverLoCK-T's four
-# stages at 224 px.
-DEPTHWISE_SIZES = ("4x64x56x56x17", "4x128x28x28x15", "4x256x14x14x13", "4x512x7x7x7")
 
 Call = Callable[..., Tensor | Sequence[Tensor]]
 Candidate = tuple[Call, Sequence[Tensor]]

@@ -78,9 +78,12 @@ def _run(arguments: list[str]) -> int:
             raise InputError(f"configs takes no arguments, found {' '.join(rest)}.")
         print(configs.listing())
     elif command == "bench":
-        from lightning_overlock.bench.command import main as bench
+        from lightning_overlock.bench.options import read_options
 
-        return bench(rest)
+        options = read_options(rest)
+        from lightning_overlock.bench.command import run as bench
+
+        return bench(options)
     elif command == "sweep":
         from lightning_overlock.sweep.command import main as sweep
 

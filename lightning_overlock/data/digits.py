@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
@@ -42,6 +40,10 @@ def digits_of(split: DigitSplit) -> Digits:
 
     The split never changes, whatever the seed, so that results can be compared.
     """
+    # It takes a second to import, and other data do without it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     collection = load_digits()
     everything = np.arange(len(collection.target))
     rest, test = train_test_split(

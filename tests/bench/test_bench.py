@@ -10,12 +10,23 @@ from torch import nn
 
 import lightning_overlock  # noqa: F401  registers the models
 from lightning_overlock.bench import measure, models, report
-from lightning_overlock.bench.command import main
+from lightning_overlock.bench.command import run
+from lightning_overlock.bench.options import (
+    CONTMIX_BACKENDS,
+    DEPTHWISE_BACKENDS,
+    DTYPE_NAMES,
+    read_options,
+)
 from lightning_overlock.bench.worker import Worker
 from lightning_overlock.errors import InputError
 from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
 from lightning_overlock.ops.contmix.operator import contmix, contmix_backend
 from lightning_overlock.ops.depthwise.operator import depthwise_backend
+
+
+def bench(arguments):
+    return run(read_options(arguments))
+
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 
@@ -131,7 +142,7 @@ def test_models_are_compared_side_by_side(tmp_path, capsys):
     files = {"json": tmp_path / "rows.json", "markdown": tmp_path / "rows.md"}
     outputs = [x for kind, path in files.items() for x in (f"--{kind}", str(path))]
     more = ["--seconds", "0.01", "--inference-form", "--contmix-backend", "unfold"]
-    assert main([*arguments, *outputs, *more]) == 0
+    assert bench([*arguments, *outputs, *more]) == 0
     ((title, rows),) = json.loads(files["json"].read_text()).items()
     assert "batch 2, 64x96 px" in title
     assert "a process each" in title
@@ -163,7 +174,7 @@ def test_inference_form_has_fewer_parameters_and_training_can_be_left_out():
 
 
 def test_features_are_measured_without_training(capsys):
-    main(["test_overlock", "--size", "64", "--features", "--seconds", "0.01"])
+    bench(["test_overlock", "--size", "64", "--features", "--seconds", "0.01"])
     printed = capsys.readouterr().out
     assert "features" in printed
     assert "training" not in printed
@@ -173,7 +184,7 @@ def test_operations_are_compared_over_sizes(tmp_path):
     path = tmp_path / "rows.json"
     sizes = ["--sizes", "1x7x7x5", "2x9x9x3", "--memory", "--memory-sizes", "1x12x4x3"]
     small = ["--seconds", "0.01", "--groups", "2", "--group-channels", "2"]
-    assert main(["--ops", *sizes, *small, "--json", str(path)]) == 0
+    assert bench(["--ops", *sizes, *small, "--json", str(path)]) == 0
     forms, memory = json.loads(path.read_text()).values()
     assert [(row["size"], row["backend"]) for row in forms] == [
         (size, backend)
@@ -190,7 +201,7 @@ def test_depthwise_convolutions_are_compared_with_branches_and_merged(tmp_path):
     path = tmp_path / "rows.json"
     sizes = ["--depthwise-sizes", "1x4x9x8x7", "1x4x5x5x5"]
     options = ["--seconds", "0.001", "--dtype", "bfloat16", "--json", str(path)]
-    assert main(["--depthwise", *sizes, *options, "--device", "cpu"]) == 0
+    assert bench(["--depthwise", *sizes, *options, "--device", "cpu"]) == 0
     ((title, rows),) = json.loads(path.read_text()).items()
     assert "bfloat16" in title
     assert "Triton: not measured" in title
@@ -261,7 +272,7 @@ def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multi
 def test_profile_stands_beside_the_models(tmp_path, capsys):
     path = tmp_path / "rows.json"
     options = ["--size", "32", "--batch-size", "2", "--seconds", "0.001", "--device", "cpu"]
-    assert main(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
+    assert bench(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
     (_, (model,)), *profiles = json.loads(path.read_text()).items()
     assert [title.split(" by ")[0] for title, _ in profiles] == [
         "test_convnext, inference",
@@ -292,6 +303,13 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
     assert peak("strips") < peak("unfold") / 5
 
 
+def test_the_names_that_are_typed_are_those_of_the_operations():
+    """They are written twice so that `--help` needs no torch."""
+    assert sorted(contmix_backend.names) == sorted(CONTMIX_BACKENDS)
+    assert sorted(depthwise_backend.names) == sorted(DEPTHWISE_BACKENDS)
+    assert set(models.DTYPES) == set(DTYPE_NAMES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -299,7 +317,10 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
         (["overlock_tt"], r"timm has no model 'overlock_tt'. Did you mean 'overlock_t'\?"),
         (["test_overlock", "--batchsize", "2"], r"--batchsize 2\. Did you mean '--batch-size'\?"),
         (["test_overlock", "--batch", "2"], "unrecognized arguments: --batch"),
-        (["test_overlock", "--batch-size", "0"], "--batch-size 0: expected more than zero"),
+        (
+            ["test_overlock", "--batch-size", "0"],
+            "--batch-size: found 0, expected a number",
+        ),
         (["test_overlock", "--batch-size", "two"], "invalid int value: 'two'"),
         (["test_overlock", "--size", "big"], "--size big: expected pixels, such as 224 or"),
         (["test_overlock", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
@@ -322,10 +343,13 @@ def test_strips_take_a_fifth_of_the_memory_of_unfold():
         (["--depthwise", "--depthwise-sizes", "1x4x9x7"], "no size; expected BxCxHxWxK"),
         (["--depthwise", "--depthwise-sizes", "1x4x9x9x6"], "the kernel must be one of"),
         (["test_overlock", "--features", "--train"], "--train needs logits"),
-        (["test_overlock", "--json", "no/such/rows.json"], "no/such: no such folder"),
+        (
+            ["test_overlock", "--json", "no/such/rows.json"],
+            "rows.json: this file cannot be written: No",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_at_most_three_lines(arguments, message):
     with pytest.raises(InputError, match=message) as error:
-        main(arguments)
+        bench(arguments)
     assert str(error.value).count("\n") <= 2

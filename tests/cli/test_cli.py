@@ -102,10 +102,10 @@ def test_configs_lists_each_with_its_line(capsys):
 def test_bench_gets_its_own_arguments(monkeypatch):
     seen = []
     module = type(sys)("lightning_overlock.bench.command")
-    module.main = lambda arguments: seen.append(arguments) or 7
+    module.run = lambda options: seen.append((options.names, options.ops)) or 7
     monkeypatch.setitem(sys.modules, "lightning_overlock.bench.command", module)
     assert main(["bench", "a", "--ops"]) == 7
-    assert seen == [["a", "--ops"]]
+    assert seen == [(["a"], True)]
 
 
 # Options

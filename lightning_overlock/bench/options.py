@@ -1,0 +1,190 @@
+"""What is typed after `lightning bench`: read and checked without torch."""
+
+import argparse
+import re
+from pathlib import Path
+
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.files import require_file_writable
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, check_ranges
+
+# Batch, height, width and window of ContMix: the maps of a 224 px image, of a COCO image of
+# 800x1344, and both kernels of a stage.
+CONTMIX_SIZES = ("4x7x7x7", "4x14x14x5", "4x14x14x13", "1x25x42x7", "1x50x84x5", "1x50x84x13")
+# Batch, tokens, channels and chunk of the neural memory: ConvNeur's first stage at 112, 224 and
+# 448 px, so that the growth with the number of tokens shows.
+MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
+# Batch, channels, height, width and kernel of the large depthwise convolutions: OverLoCK-T's four
+# stages at 224 px.
+DEPTHWISE_SIZES = ("4x64x56x56x17", "4x128x28x28x15", "4x256x14x14x13", "4x512x7x7x7")
+GROUPS, GROUP_CHANNELS = 8, 16
+# By name, as the operations know them; a test compares.
+CONTMIX_BACKENDS = ("dense", "strips", "triton", "unfold")
+DEPTHWISE_BACKENDS = ("conv", "onednn", "triton")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+RANGES = {
+    "--batch-size": AT_LEAST_1,
+    "--threads": AT_LEAST_1,
+    "--groups": AT_LEAST_1,
+    "--group-channels": AT_LEAST_1,
+    "--seconds": ABOVE_0,
+}
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """Return what was typed after `bench`.
+
+    Raises:
+        InputError: A mistake in it.
+    """
+    args = _parser().parse_args(arguments)
+    _check_arguments(args)
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = re.search(r"unrecognized arguments: (\S+)", message)
+        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
+        raise InputError(f"bench: {message}.{near}\n`lightning bench --help` lists all options.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lightning bench",
+        allow_abbrev=False,
+        description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
+        "side, or of the package's operations. All are taken in turn, several models on a CPU in "
+        "a process each; medians. In brackets: relative to the first row; of a time, how many "
+        "times as fast. --profile adds where the time goes, against the device's measured "
+        "ceilings.",
+    )
+    _add_model_options(parser)
+    _add_operation_options(parser)
+    add = parser.add_argument
+    add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
+    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
+    add("--batch-size", type=int, default=4, help="images in a batch (default: %(default)s)")
+    add("--size", type=_size, default=(224, 224), metavar="N|HxW", help="pixels (default: 224)")
+    add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    add(
+        "--dtype",
+        choices=DTYPE_NAMES,
+        default="float32",
+        help="other than float32: models under autocast to it (default: %(default)s)",
+    )
+    add(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory format (default: channels-last)",
+    )
+    add(
+        "--inference-form",
+        action="store_true",
+        help="merge branches and norms (timm's reparameterize_model) before inference; training "
+        "is measured in the training form",
+    )
+    add("--features", action="store_true", help="the four feature maps instead of the logits")
+    add(
+        "--train",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure a training step too (default: yes, unless --features)",
+    )
+    add(
+        "--contmix-backend",
+        choices=CONTMIX_BACKENDS,
+        help="add a second row for models with ContMix: as built, with ContMix on this backend",
+    )
+    add(
+        "--depthwise-backend",
+        choices=DEPTHWISE_BACKENDS,
+        help="add a row for models with large depthwise convolutions: with these on this backend",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="profile every model by operation: time, bytes and multiply-adds, and the least time "
+        "at the copy bandwidth and matrix rate measured here (roofline)",
+    )
+
+
+def _add_operation_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ops", action="store_true", help="the backends of ContMix, relative to unfold")
+    add(
+        "--sizes",
+        nargs="+",
+        metavar="BxHxWxK",
+        help=f"images, map and window of --ops (default: {' '.join(CONTMIX_SIZES)})",
+    )
+    add("--groups", type=int, default=GROUPS, help="groups of --ops (default: %(default)s)")
+    add("--group-channels", type=int, default=GROUP_CHANNELS, help="of each (default: %(default)s)")
+    add(
+        "--depthwise",
+        action="store_true",
+        help="the backends of large depthwise convolutions, relative to torch's in NCHW; Triton's "
+        "is measured on a GPU only",
+    )
+    add(
+        "--depthwise-sizes",
+        nargs="+",
+        metavar="BxCxHxWxK",
+        help="images, channels, map and kernel of --depthwise "
+        f"(default: {' '.join(DEPTHWISE_SIZES)})",
+    )
+    add("--compile", action="store_true", help="torch.compile as another backend of --depthwise")
+    add("--memory", action="store_true", help="the neural memory, relative to vmap(grad)")
+    add(
+        "--memory-sizes",
+        nargs="+",
+        metavar="BxNxDxC",
+        help="sequences, tokens, channels and tokens of a chunk of --memory "
+        f"(default: {' '.join(MEMORY_SIZES)})",
+    )
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if not (args.names or args.ops or args.depthwise or args.memory):
+        raise InputError(
+            "nothing to measure: name timm models, or give --ops, --depthwise or --memory"
+        )
+    numbers = {name.replace("_", "-"): value for name, value in vars(args).items()}
+    check_ranges("", {f"--{name}": value for name, value in numbers.items()}, RANGES)
+    for option, needed in (
+        ("sizes", "ops"),
+        ("depthwise_sizes", "depthwise"),
+        ("compile", "depthwise"),
+        ("memory_sizes", "memory"),
+        ("contmix_backend", "names"),
+        ("depthwise_backend", "names"),
+        ("profile", "names"),
+    ):
+        if getattr(args, option) and not getattr(args, needed):
+            needed = "NAME" if needed == "names" else f"--{needed}"
+            raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
+    if not args.ops and (args.groups, args.group_channels) != (GROUPS, GROUP_CHANNELS):
+        raise InputError("--groups and --group-channels are of use with --ops only")
+    for option in ("json", "markdown"):
+        if path := getattr(args, option):
+            require_file_writable(path, f"--{option} {path}")
+    if args.features and args.train:
+        raise InputError("--train needs logits, --features gives none")
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
