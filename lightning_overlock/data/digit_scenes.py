@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.coco import CocoDataModule, CocoImages, FolderImages
 from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
-from lightning_overlock.data.images import ImageFiles
+from lightning_overlock.data.images import MAX_PIXELS, ImageFiles
 from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
 
@@ -247,10 +247,11 @@ class DigitScenesDetectionDataModule(CocoDataModule):
         scenes: what they are made of.
         folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: any folder of images to predict for; else the test scenes.
+        predict_dir: an image, or any folder of images to predict for; else the test scenes.
         batch_size: images per process and step.
         num_workers: processes that read images.
         hflip: training: probability of a horizontal flip, which makes other signs of digits.
+        max_image_pixels: largest number of pixels of an image; null is no limit.
 
     Raises:
         InputError: an argument is out of its range.
@@ -264,6 +265,7 @@ class DigitScenesDetectionDataModule(CocoDataModule):
         batch_size: int = 16,
         num_workers: int | None = None,
         hflip: float = 0.0,
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.scenes = scenes
         self.folder = scenes_folder(scenes, folder)
@@ -279,19 +281,24 @@ class DigitScenesDetectionDataModule(CocoDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             hflip=hflip,
+            max_image_pixels=max_image_pixels,
         )
+        self.own_images = predict_dir is not None
 
     def categories(self) -> list[tuple[int, str]]:
         """Return the categories' (id in the file, name); the scenes need not be there."""
         return CATEGORIES
 
     def prepare_data(self) -> None:
-        """Write the scenes if they are not there."""
-        write_scenes(self.folder, self.scenes)
+        """Write the scenes if they are not there, unless own images are predicted for."""
+        predicts = self.trainer is not None and self.trainer.state.fn == "predict"
+        if not (self.own_images and predicts):
+            write_scenes(self.folder, self.scenes)
 
     def source(self, split: Split) -> CocoImages | FolderImages:
         """Return the scenes of a split; without a trainer nobody has prepared them."""
-        self.prepare_data()
+        if not (self.own_images and split == "predict"):
+            write_scenes(self.folder, self.scenes)
         return super().source(split)
 
 
@@ -304,13 +311,14 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
         scenes: what they are made of.
         folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: any folder of images to predict for; else the test scenes.
+        predict_dir: an image, or any folder of images to predict for; else the test scenes.
         batch_size: images per process and step.
         num_workers: processes that read images.
         crop_size: training: side of the crops; None is the canvas's.
         ratio: training: range of the factor that images are resized by.
         hflip: training: probability of a horizontal flip, which makes other signs of digits.
         photometric: training: change brightness, contrast, saturation and hue at random.
+        max_image_pixels: largest number of pixels of an image; null is no limit.
 
     Raises:
         InputError: an argument is out of its range.
@@ -327,6 +335,7 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
         ratio: tuple[float, float] = (1.0, 1.0),
         hflip: float = 0.0,
         photometric: bool = False,
+        max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.scenes = scenes
         self.folder = scenes_folder(scenes, folder)
@@ -345,11 +354,15 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
             largest_share=1.0,
             hflip=hflip,
             photometric=photometric,
+            max_image_pixels=max_image_pixels,
         )
+        self.own_images = predict_dir is not None
 
     def prepare_data(self) -> None:
-        """Write the scenes if they are not there."""
-        write_scenes(self.folder, self.scenes)
+        """Write the scenes if they are not there, unless own images are predicted for."""
+        predicts = self.trainer is not None and self.trainer.state.fn == "predict"
+        if not (self.own_images and predicts):
+            write_scenes(self.folder, self.scenes)
 
     def examine(self, split: Split) -> str:
         """Look for images to predict for; the scenes were written whole."""
@@ -357,5 +370,6 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
 
     def source(self, split: Split) -> LabelledImages | ImageFiles:
         """Return the scenes of a split; without a trainer nobody has prepared them."""
-        self.prepare_data()
+        if not (self.own_images and split == "predict"):
+            write_scenes(self.folder, self.scenes)
         return super().source(split)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lightning_overlock.data import (
 )
 from lightning_overlock.data.digit_scenes import SceneOptions, draw_scene, write_scenes
 from lightning_overlock.data.digits import digits_of
+from lightning_overlock.data.loading import Key
 from lightning_overlock.errors import InputError
 
 SMALL = SceneOptions(canvas=64, train_images=12, eval_images=5, digit_sizes=(16, 30))
@@ -208,3 +210,17 @@ def test_segmentation_batches_are_the_label_maps(folder):
         assert np.array_equal(label.numpy(), expected)
     assert 0 in label.unique()
     assert [len(paths) for _, paths in data.predict_dataloader()] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "kind", [DigitScenesDetectionDataModule, DigitScenesSegmentationDataModule]
+)
+def test_no_scenes_are_written_to_predict_for_own_images(tmp_path, kind):
+    Image.new("RGB", (9, 9)).save(tmp_path / "own.png")
+    cache = tmp_path / "cache"
+    data = kind(SMALL, str(cache), predict_dir=str(tmp_path / "own.png"), num_workers=0)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"), lightning_module=None)
+    data.prepare_data()
+    data.setup("predict")
+    assert data.source("predict")[Key(0, 0)][0].shape == (3, 9, 9)
+    assert not cache.exists()
