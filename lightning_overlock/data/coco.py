@@ -261,11 +261,11 @@ class CocoDataModule(BaseDataModule):
     @property
     def wants_masks(self) -> bool | None:
         """Whether masks are wanted: by the argument, the task, or None where nobody says it."""
-        if self.masks is not None or self.trainer is None:
-            return self.masks
         task = getattr(self.trainer, "lightning_module", None)
         wanted: bool | None = getattr(task, "hparams", {}).get("masks")
-        return wanted
+        if wanted and self.masks is False:
+            raise InputError("data.masks is false, model.masks is true\nexpected the same")
+        return wanted if self.masks is None else self.masks
 
     def file(self, split: str, purpose: Purpose) -> CocoFile:
         """Return the checked json of a split.

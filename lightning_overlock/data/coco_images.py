@@ -1,10 +1,11 @@
 """The images of a COCO json, held against their files."""
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
+from lightning_overlock.data.class_names import same_name
 from lightning_overlock.data.coco_objects import UnusableError, shown, whole
 from lightning_overlock.data.images import open_image
 from lightning_overlock.data.left_out import Check, LeftOut
@@ -62,7 +63,7 @@ def read_images(
         images[key], given[key] = ImageEntry(name, (0, 0)), entry
     if sized:
         images = _with_sizes(images, given, folder, max_pixels, left_out)
-    hint = _hint_at_folder(entries, folder)
+    hint = _hint_at_folder(entries, folder) if left_out.total else ""
     check.settle(left_out, len(entries), hint)
     check.note(left_out, len(entries))
     if not images:
@@ -94,14 +95,18 @@ def _listing(folder: Path) -> set[str]:
 
 
 def _hint_at_folder(entries: list[Any], folder: Path) -> str:
-    """Return what to do about file names that have a folder in them which is there already."""
+    """Return what to do about file names that are there under a similar name."""
     there = _listing(folder)
+    alike = {same_name(name): name for name in there}
     for entry in entries:
         name = entry.get("file_name") if isinstance(entry, dict) else None
-        if isinstance(name, str) and name not in there:
-            last = PureWindowsPath(name).name  # takes both kinds of slashes
-            if last in there:
-                return f", or the folder in which {shown(name)} is: {folder} has {shown(last)}"
+        if not isinstance(name, str) or name in there:
+            continue
+        last = PureWindowsPath(name).name  # takes both kinds of slashes
+        if last in there:
+            return f", or the folder in which {shown(name)} is: {folder} has {shown(last)}"
+        if other := alike.get(same_name(last)):  # in case, or in how Unicode composes it
+            return f", or files named as in the json: {folder} has {shown(other)}"
     return ""
 
 
@@ -116,7 +121,8 @@ def _with_sizes(
     sized = {}
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, or for the network
         files = [folder / image.name for image in images.values()]
-        stored = pool.map(_stored_size, files, repeat(max_pixels))
+        parts = [files[start : start + 64] for start in range(0, len(files), 64)]
+        stored = chain.from_iterable(pool.map(_stored_sizes, parts, repeat(max_pixels)))
         for (key, image), real in zip(images.items(), stored, strict=True):
             if isinstance(real, str):
                 left_out.add("that cannot be read", f"image {key}: {real}")
@@ -133,6 +139,10 @@ def _with_sizes(
                 f"EXIF says, and the json has {shown(said[1])} x {shown(said[0])}",
             )
     return sized
+
+
+def _stored_sizes(paths: list[Path], max_pixels: int | None) -> list[tuple[int, int] | str]:
+    return [_stored_size(path, max_pixels) for path in paths]
 
 
 def _stored_size(path: Path, max_pixels: int | None) -> tuple[int, int] | str:

@@ -38,6 +38,8 @@ def shown(value: Any) -> str:
 
 def number(value: Any) -> int | float | None:
     """Return a finite number, also one that stands as text; None of anything else."""
+    if type(value) is float and math.isfinite(value):  # a hundred thousand times
+        return value
     if isinstance(value, str) and "_" not in value:
         try:
             value = float(value) if not value.strip().lstrip("+-").isdecimal() else int(value)
@@ -52,6 +54,8 @@ def number(value: Any) -> int | float | None:
 
 def whole(value: Any) -> int | None:
     """Return a whole number, also of another type as 64.0 and "64"; None of anything else."""
+    if type(value) is int and abs(value) < LARGEST_WHOLE:  # as nearly all
+        return value
     found = number(value)
     if isinstance(found, float) and not (found.is_integer() and abs(found) < LARGEST_WHOLE):
         return None
@@ -105,10 +109,8 @@ def clean_object(
             if masks:
                 raise
     box = _usable_box(entry, box, shape, size, computed)
-    if masks and isinstance(shape, list) and min(box[2:]) >= 2:
-        sides = np.ptp(np.concatenate([np.reshape(part, (-1, 2)) for part in shape]), axis=0)
-        if sides.max() < 1:
-            raise UnusableError("with polygons smaller than a pixel", shown(shape[0]))
+    if masks and isinstance(shape, list) and min(box[2:]) >= 2 and max(map(_side, shape)) < 1:
+        raise UnusableError("with polygons smaller than a pixel", shown(shape[0]))
     if area is None or area <= 0:
         area = box[2] * box[3] if shape is None else float(coco_mask.area(encode(shape, *size)))
         # A mask so thin that it covers no pixel's centre.
@@ -137,18 +139,19 @@ def _usable_box(
     if shape is not None and (box is None or min(box[2:]) <= 0):
         computed.boxes += 1
         box = _box_of(shape, size)
-    found = shown(entry.get("bbox"))
+    given = entry.get("bbox")
     if box is None:
-        raise UnusableError("without a bbox [x, y, width, height] of numbers", found)
+        raise UnusableError("without a bbox [x, y, width, height] of numbers", shown(given))
     left, top, width, height = box
     if width <= 0 or height <= 0:
-        raise UnusableError("with a bbox without an area", found)
-    here = f"{found} in {size[1]} x {size[0]} pixels"
+        raise UnusableError("with a bbox without an area", shown(given))
     if not (left < size[1] and top < size[0] and left + width > 0 and top + height > 0):
-        raise UnusableError("with a bbox outside of the image", here)
-    if max(width, height, -left, -top) > FAR * max(size):
-        raise UnusableError("with a bbox far larger than the image", here)
-    return box
+        problem = "with a bbox outside of the image"
+    elif max(width, height, -left, -top) > FAR * max(size):
+        problem = "with a bbox far larger than the image"
+    else:
+        return box
+    raise UnusableError(problem, f"{shown(given)} in {size[1]} x {size[0]} pixels")
 
 
 def _box_of(shape: Any, size: tuple[int, int]) -> list[int | float]:
@@ -190,29 +193,43 @@ def clean_segmentation(value: Any, size: tuple[int, int]) -> tuple[Any, list[Unu
     return parts, bad
 
 
+def _side(polygon: list[float]) -> float:
+    """Return the longer side of a polygon's box."""
+    across, down = polygon[0::2], polygon[1::2]
+    return max(max(across) - min(across), max(down) - min(down))
+
+
 def _clean_polygon(part: Any, size: tuple[int, int]) -> list[float]:
     """Return a polygon x, y, x, y, ...
 
     Raises:
         UnusableError: It is none, or lies outside of the image.
     """
-    try:
-        values = np.asarray(part)
-        points = values.astype(np.float64)
-    except (ValueError, TypeError, OverflowError):
-        values, points = np.zeros(0), np.zeros(0)
-    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+    values = _coordinates(part)
+    if len(values) < 6 or len(values) % 2:
         raise UnusableError("with a polygon that is not x, y of three points or more", shown(part))
-    low, high = points.reshape(-1, 2).min(axis=0), points.reshape(-1, 2).max(axis=0)
-    sides = np.array(size[::-1])
-    if (low >= sides).any() or (high < 0).any():
+    across, down = values[0::2], values[1::2]
+    left, top, right, bottom = min(across), min(down), max(across), max(down)
+    if left >= size[1] or top >= size[0] or right < 0 or bottom < 0:
         raise UnusableError("with a polygon outside of the image", shown(part))
-    if max(high.max(), -low.min()) > FAR * max(size):
+    if max(right, bottom, -left, -top) > FAR * max(size):
         raise UnusableError("with a polygon that reaches far beyond the image", shown(part))
-    if not (high > low).any():
+    if left == right and top == bottom:
         raise UnusableError("with a polygon of one point", shown(part))
-    found: list[float] = part if values.dtype.kind in "iuf" else points.tolist()
-    return found
+    return values
+
+
+def _coordinates(part: Any) -> list[float]:
+    """Return the numbers of a list, [] if it is none or has anything else in it."""
+    if not isinstance(part, list):
+        return []
+    try:
+        if math.isfinite(sum(part)):  # what is no number cannot be added
+            return part
+    except (TypeError, OverflowError):
+        pass
+    numbers = [found for value in part if (found := number(value)) is not None]
+    return numbers if len(numbers) == len(part) else []
 
 
 def _clean_code(code: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:

@@ -527,6 +527,10 @@ def test_the_task_says_whether_masks_are_read(root):
     module.trainer = None
     with pytest.raises(InputError, match="4 without a segmentation"):  # some have one
         module.setup("fit")
+    contradiction = coco(root, masks=False)
+    contradiction.trainer = as_task(True)
+    with pytest.raises(InputError, match=r"data\.masks is false, model\.masks is true"):
+        contradiction.setup("fit")
     found = by_id(coco(root, masks=False).train_dataloader())
     assert sum(len(target["labels"]) for _, target in found.values()) == 5
     assert all("masks" not in target for _, target in found.values())

@@ -471,6 +471,15 @@ def test_folders_in_file_names_are_told(read, folder, name):
     assert f'{folder} has "1.png"' in str(caught.value)
 
 
+def test_names_that_differ_in_case_or_composition_are_told(read, folder, tmp_path):
+    (folder / "Cafe\u0301.png").write_bytes((folder / "1.png").read_bytes())
+    data = content()
+    data["images"][3]["file_name"] = "caf\u00e9.PNG"
+    with pytest.raises(InputError, match=r"1 whose file is not there") as caught:
+        read(data)
+    assert f'{folder} has "Cafe\u0301.png"' in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["a\x00b.png", "\ud800.png", "x" * 300, "", "..", 5, None])
 def test_a_name_that_no_file_can_have_is_named(read, name):
     data = content()
