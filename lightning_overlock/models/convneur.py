@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
+from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.layers.neural_memory import NeuralMemory, ReadoutSource, Scan, Write
 from lightning_overlock.layers.tap import Tap
 
 Placement = Literal["none", "stage", "block"]
 Operator = Literal["memory", "linear_attention", "self_attention", "non_local", "cbam"]
-Fusion = Literal["gate", "add", "concat"]
+Fusion = Literal["gate", "add", "concat", "none"]
+LocalMixer = Literal["conv", "contmix"]
 
 STAGES = 4
 PatchSize = Literal[1, 2, 4]
@@ -134,12 +136,14 @@ class Block(nn.Module):
 
     Args:
         dim: C.
-        kernel_size: of the depthwise convolution.
+        kernel_size: K of the depthwise convolution or of ContMix.
         mlp_ratio: hidden width of the channel mixing over C.
         drop_path: probability of leaving the branch out.
         layer_scale: initial factor of the branch, per channel and learned; 0 for no factor.
         fusion: how G meets F_loc; None if this block gets no G.
         global_branch: this block's own, or None.
+        contmix: `num_heads` and `context_grid` of a ContMix whose context is G, in place of the
+            depthwise convolution; None keeps the convolution.
     """
 
     def __init__(
@@ -152,11 +156,17 @@ class Block(nn.Module):
         layer_scale: float,
         fusion: Fusion | None,
         global_branch: GlobalBranch | None,
+        contmix: dict[str, Any] | None,
     ) -> None:
         super().__init__()
         self.fusion = fusion
         self.global_branch = global_branch
-        self.conv = DepthwiseConv(dim, kernel_size)
+        self.guided = contmix is not None
+        self.conv: nn.Module = (
+            DepthwiseConv(dim, kernel_size)
+            if contmix is None
+            else ContMix(dim, dim, kernel_size=kernel_size, small_kernel=None, **contmix)
+        )
         self.norm = LayerNorm2d(dim)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), use_conv=True)
         self.local_tap = Tap()
@@ -174,8 +184,9 @@ class Block(nn.Module):
         """Map (B, C, H, W), and G of its stage if it is for this block, to (B, C, H, W)."""
         if self.global_branch is not None:
             read_out = self.global_branch(x)
-        local = self.local_tap(self.mlp(self.norm(self.conv(x))))
-        if read_out is None:
+        mixed = self.conv(x, read_out) if self.guided else self.conv(x)
+        local = self.local_tap(self.mlp(self.norm(mixed)))
+        if read_out is None or self.fusion == "none":
             branch = local
         elif self.fusion == "gate":
             branch = self.gate_tap(read_out.sigmoid()) * local
@@ -237,7 +248,7 @@ class ConvNeur(nn.Module):
         global_pool: timm's pooling type of the head.
         dims: channels of the four stages.
         depths: blocks of the four stages.
-        kernel_size: of the depthwise convolutions, odd.
+        kernel_size: K of the depthwise convolutions, odd, one number or one per stage.
         patch_size: side of the patches that the first layer cuts the image into, and so pixels of
             the image per pixel of the first map; 2 and 1 are for small images.
         mlp_ratio: hidden width of the channel mixing over the stage's width.
@@ -250,7 +261,8 @@ class ConvNeur(nn.Module):
             "linear_attention" (one head, over the whole map), "self_attention" (heads of 16), a
             "non_local" block or "cbam" (whose batch norm cannot train on one image of less than
             64 pixels).
-        fusion: how G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1.
+        fusion: how G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1; or
+            "none", where G is the context of ContMix and nothing else.
         reuse_global: with placement "stage", whether G reaches all blocks of the stage or the
             first only. The paper does not say; the first only is what its figures for
             concatenation imply (.697 M parameters and .1 G more are one 1x1 per stage).
@@ -275,6 +287,12 @@ class ConvNeur(nn.Module):
             "key" that they are written under.
         eval_chunk_size: tokens of a chunk in evaluation, one number or one per stage; None takes
             `chunk_size`. Weights do not depend on it.
+        local_mixer: "conv", the depthwise convolution, or "contmix": in the blocks that get a
+            read-out its place is taken by OverLoCK's dynamic convolution of the same K, with the
+            read-out as context (ours, no paper has it). A map smaller than K is resized for it.
+        contmix_heads: heads of that ContMix, one number or one per stage; a stage's width must be
+            a multiple of four times as many.
+        contmix_grid: side of the pooled context of that ContMix.
 
     Raises:
         ConfigError: an unknown or impossible value or combination.
@@ -288,7 +306,7 @@ class ConvNeur(nn.Module):
         *,
         dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 6, 2),
-        kernel_size: int = 7,
+        kernel_size: int | Sequence[int] = 7,
         patch_size: PatchSize = 4,
         mlp_ratio: float = 4.0,
         layer_scale: float = 1e-6,
@@ -310,14 +328,21 @@ class ConvNeur(nn.Module):
         memory_write: Write = "descent",
         readout_from: ReadoutSource = "query",
         eval_chunk_size: int | Sequence[int] | None = None,
+        local_mixer: LocalMixer = "conv",
+        contmix_heads: int | Sequence[int] = 1,
+        contmix_grid: int = 7,
     ) -> None:
         super().__init__()
         memory_dim = 2 * dims[0] if memory_dim is None else memory_dim
+        kernel_sizes = _per_stage(kernel_size)
+        heads = _per_stage(contmix_heads)
         chunk_sizes = _per_stage(chunk_size)
         eval_chunk_sizes = chunk_sizes if eval_chunk_size is None else _per_stage(eval_chunk_size)
         for name, per_stage in (
             ("dims", dims),
             ("depths", depths),
+            ("kernel_size", kernel_sizes),
+            ("contmix_heads", heads),
             ("chunk_size", chunk_sizes),
             ("eval_chunk_size", eval_chunk_sizes),
         ):
@@ -325,7 +350,7 @@ class ConvNeur(nn.Module):
                 raise ConfigError(
                     f"{name} needs {STAGES} numbers from 1 on, one per stage, found {per_stage}"
                 )
-        if kernel_size % 2 == 0:
+        if any(size % 2 == 0 for size in kernel_sizes):
             raise ConfigError(f"kernel_size must be odd, found {kernel_size}")
         if patch_size not in get_args(PatchSize):
             raise ConfigError(f"patch_size must be 1, 2 or 4, found {patch_size!r}")
@@ -361,6 +386,19 @@ class ConvNeur(nn.Module):
             writing,
             remembering,
         )
+        _check_local_mixer(
+            local_mixer,
+            global_placement,
+            fusion,
+            [
+                name
+                for name, changed in (
+                    ("contmix_heads", contmix_heads != 1),
+                    ("contmix_grid", contmix_grid != 7),
+                )
+                if changed
+            ],
+        )
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -395,15 +433,17 @@ class ConvNeur(nn.Module):
             for j in range(depth):
                 own = global_placement == "block"
                 fused = own or (global_placement == "stage" and (j == 0 or reuse_global))
+                contmix = {"num_heads": heads[i], "context_grid": contmix_grid}
                 blocks.append(
                     Block(
                         dim,
-                        kernel_size=kernel_size,
+                        kernel_size=kernel_sizes[i],
                         mlp_ratio=mlp_ratio,
                         drop_path=drop_path_rate * (sum(depths[:i]) + j) / before_last,
                         layer_scale=layer_scale,
                         fusion=fusion if fused else None,
                         global_branch=global_branch(i, f"stages.{i}.blocks.{j}") if own else None,
+                        contmix=contmix if fused and local_mixer == "contmix" else None,
                     )
                 )
             downsample = (
@@ -601,6 +641,25 @@ def _check_ideas(
         )
 
 
+def _check_local_mixer(mixer: str, placement: str, fusion: str, contmix_options: list[str]) -> None:
+    """Raise a ConfigError for a local mixer without a read-out and a read-out without a use."""
+    if mixer not in get_args(LocalMixer):
+        raise ConfigError(f"local_mixer must be one of {get_args(LocalMixer)}, found {mixer!r}")
+    if mixer == "contmix" and placement == "none":
+        raise ConfigError(
+            "local_mixer='contmix' takes a read-out as its context, and global_placement='none' "
+            "has none"
+        )
+    if mixer == "conv" and fusion == "none":
+        raise ConfigError(
+            "fusion='none' leaves the read-out to ContMix alone: it needs local_mixer='contmix'"
+        )
+    if mixer == "conv" and contmix_options:
+        raise ConfigError(
+            f"{', '.join(contmix_options)} change a ContMix, which local_mixer='conv' does not have"
+        )
+
+
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         trunc_normal_(module.weight, std=0.02)
@@ -641,6 +700,9 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> ConvNeur:
+    if kwargs.get("local_mixer") != "contmix":
+        # A variant's size of ContMix is not the user's wish for one.
+        sizes.pop("contmix_grid", None)
     return build_model_with_cfg(
         ConvNeur,
         variant,
@@ -661,6 +723,7 @@ def test_convneur(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
         depths=(1, 1, 2, 1),
         memory_dim=16,
         chunk_size=32,
+        contmix_grid=2,
     )
 
 
@@ -686,6 +749,7 @@ def convneur_nano(pretrained: bool = False, **kwargs: Any) -> ConvNeur:
         layer_scale=0,
         memory_dim=16,
         chunk_size=36,
+        contmix_grid=3,
     )
 
 

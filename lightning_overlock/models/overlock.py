@@ -31,9 +31,11 @@ from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.conv_mlp import GELU, ChannelScale, ConvMlp, GlobalResponseNorm
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
 from lightning_overlock.layers.dilated_reparam import BRANCHES, large_depthwise
+from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
 from lightning_overlock.layers.tap import Tap
 
 Mixer = Literal["contmix", "static"]
+Overview = Literal["static", "memory"]
 ContextSource = Literal["own", "shuffled", "zero"]
 StemStride = Literal[1, 2, 4]
 
@@ -94,6 +96,42 @@ class StaticBlock(nn.Module):
             self.scale.move_shift(self.mlp.fc2.bias)
 
 
+class MemoryBlock(nn.Module):
+    """A neural memory over a map's tokens, in place of a static block of the Overview-Net.
+
+    As in ConvNeur, a 1x1 convolution leads to the memory's width and another one back.
+
+    Args:
+        dim: C.
+        memory_dim: width of the memory.
+        drop_path: probability of leaving the branch out.
+        memory_options: other arguments of `NeuralMemory`.
+    """
+
+    def __init__(
+        self, dim: int, memory_dim: int, drop_path: float, memory_options: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.position = ResidualDepthwise(dim)
+        self.norm = LayerNorm2d(dim)
+        self.compress = nn.Conv2d(dim, memory_dim, 1)
+        self.memory = NeuralMemory(memory_dim, **memory_options)
+        self.expand = nn.Conv2d(memory_dim, dim, 1)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.scale = ChannelScale(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        x = self.position(x)
+        branch = self.expand(self.memory(self.compress(self.norm(x))))
+        return self.scale(x, self.drop_path(branch))
+
+    def reparameterize(self) -> None:
+        """Merge the scale's shift into the last bias."""
+        assert self.expand.bias is not None
+        self.scale.move_shift(self.expand.bias)
+
+
 class StaticStage(nn.Module):
     """Downsampling, then static blocks.
 
@@ -102,6 +140,8 @@ class StaticStage(nn.Module):
         dim: C of the blocks.
         drop_path: one probability per block.
         kernel_size, mlp_ratio, layer_scale: of each `StaticBlock`.
+        memory: arguments of a `MemoryBlock` that takes the place of every static block; None
+            for static blocks.
     """
 
     def __init__(
@@ -113,12 +153,18 @@ class StaticStage(nn.Module):
         kernel_size: int,
         mlp_ratio: float,
         layer_scale: bool,
+        memory: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = ConvNorm(in_channels, dim, 3, stride=2) if in_channels else nn.Identity()
         self.blocks = nn.Sequential(
-            *(StaticBlock(dim, kernel_size, mlp_ratio, rate, layer_scale) for rate in drop_path)
+            *(
+                StaticBlock(dim, kernel_size, mlp_ratio, rate, layer_scale)
+                if memory is None
+                else MemoryBlock(dim, drop_path=rate, **memory)
+                for rate in drop_path
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -473,6 +519,24 @@ def check_switches(
                 raise ConfigError(f"{name} needs mixer='contmix': static kernels have no context")
 
 
+def check_overview(overview: str, missing: bool, memory_options: list[str]) -> None:
+    """Raise a ConfigError for a setting of the overview that nothing is left for.
+
+    Args:
+        overview: what its blocks are.
+        missing: there is no Overview-Net.
+        memory_options: settings of a memory that are not at their default.
+    """
+    if overview not in get_args(Overview):
+        raise ConfigError(f"overview is {overview!r}; expected one of {list(get_args(Overview))}")
+    if overview == "memory" and missing:
+        raise ConfigError("overview='memory' has no place: context_source='zero' has no overview")
+    if overview == "static" and memory_options:
+        raise ConfigError(
+            f"{', '.join(memory_options)} needs overview='memory': static blocks have no memory"
+        )
+
+
 class OverLoCK(nn.Module):
     """OverLoCK backbone and classifier.
 
@@ -514,6 +578,13 @@ class OverLoCK(nn.Module):
             and H/32; 0 or None for large kernels alone (`timm.create_model` leaves out arguments
             that are None).
         context_grid: side of the pooled context.
+        overview: what the Overview-Net's blocks are: "static", or "memory" for ConvNeur's neural
+            memory over the map's tokens in their place (ours, no paper has it). Without
+            decomposition the same blocks stand at H/32 of the pyramid.
+        overview_memory_dim: width of that memory; None is C4/4, as the context prior has.
+        overview_chunk_size: tokens of its chunks; 7 are a row of the overview of 224 pixels.
+        overview_scan: its order of writing and reading, see `layers.NeuralMemory`. "whole" lets
+            every pixel see all others.
 
     Attributes:
         overview_index: Place of the Overview-Net's map in `feature_info`, None where the model
@@ -553,6 +624,10 @@ class OverLoCK(nn.Module):
         context_source: ContextSource = "own",
         small_kernel: int | tuple[int, int] | None = 5,
         context_grid: int = 7,
+        overview: Overview = "static",
+        overview_memory_dim: int | None = None,
+        overview_chunk_size: int = 7,
+        overview_scan: Scan = "whole",
     ) -> None:
         super().__init__()
         if stem_stride not in get_args(StemStride):
@@ -576,6 +651,19 @@ class OverLoCK(nn.Module):
             context_source=context_source,
             small_kernel=small_kernel,
             context_grid=context_grid,
+        )
+        check_overview(
+            overview,
+            dds and context_source == "zero",
+            [
+                f"{name}={value!r}"
+                for name, value, default in (
+                    ("overview_memory_dim", overview_memory_dim, None),
+                    ("overview_chunk_size", overview_chunk_size, 7),
+                    ("overview_scan", overview_scan, "whole"),
+                )
+                if value != default
+            ],
         )
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -602,6 +690,14 @@ class OverLoCK(nn.Module):
             GELU(),
             ConvNorm(dims[0], dims[0], 3),
         )
+        memory = {
+            "memory_dim": overview_memory_dim or dims[3] // 4,
+            "memory_options": {
+                "chunk_size": overview_chunk_size,
+                "scan": overview_scan,
+                "label": "neural memory of the overview",
+            },
+        }
         static = [
             StaticStage(
                 dims[stage - 1] if stage else None,
@@ -610,6 +706,7 @@ class OverLoCK(nn.Module):
                 kernel_size=kernel_sizes[stage],
                 mlp_ratio=mlp_ratio,
                 layer_scale=stage >= 2,
+                memory=memory if stage == 3 and overview == "memory" else None,
             )
             for stage in range(4)
         ]
@@ -663,6 +760,9 @@ class OverLoCK(nn.Module):
         self.num_features = dims[3] + context_dim
         self.head_hidden_size = head_hidden_size
         self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, NeuralMemory):
+                module.reset_parameters()
         self.head: nn.Module = ClassifierHead(
             self.num_features, head_hidden_size, num_classes, global_pool, drop_rate
         )
@@ -1084,8 +1184,10 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> OverLoCK:
     if kwargs.get("mixer") == "static":
-        # A variant's sizes of ContMix are not the user's wish for one.
+        # A variant's sizes of a part are not the user's wish for that part.
         sizes = {k: v for k, v in sizes.items() if k not in ("small_kernel", "context_grid")}
+    if kwargs.get("overview") != "memory":
+        sizes.pop("overview_chunk_size", None)
     return build_model_with_cfg(
         OverLoCK,
         variant,
@@ -1140,6 +1242,7 @@ def overlock_nano(pretrained: bool = False, **kwargs: Any) -> OverLoCK:
         head_hidden_size=128,
         small_kernel=(3, 0),
         context_grid=3,
+        overview_chunk_size=3,
     )
 
 

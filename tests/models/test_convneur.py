@@ -8,7 +8,7 @@ from torch import nn
 
 import lightning_overlock  # noqa: F401  (registers the models)
 from lightning_overlock.errors import ConfigError
-from lightning_overlock.layers import NeuralMemory
+from lightning_overlock.layers import ContMix, NeuralMemory
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.models.convneur import ConvNeur, LinearAttention, MapAttention
 
@@ -190,6 +190,8 @@ VARIANTS = [
     {"memory_write": "none"},
     {"memory_write": "ascent", "readout_from": "key"},
     {"patch_size": 2},
+    {"local_mixer": "contmix", "kernel_size": (3, 3, 3, 1)},
+    {"local_mixer": "contmix", "fusion": "none", "reuse_global": True},
 ]
 
 
@@ -221,6 +223,25 @@ def test_controls_of_the_memory_arrive_in_every_stage():
     assert {m.query for m in memories} == {None}
     unwritten = make(memory_write="none")
     assert not [n for n in names(unwritten) if "key_value" in n or "momentum" in n]
+
+
+def test_contmix_takes_the_place_of_the_convolution_with_the_read_out_as_context():
+    model = make(local_mixer="contmix", kernel_size=3, contmix_heads=(1, 2, 3, 4)).eval()
+    mixers = {n: m for n, m in model.named_modules() if isinstance(m, ContMix)}
+    assert list(mixers) == [f"stages.{i}.blocks.0.conv" for i in range(4)]
+    assert [m.groups for m in mixers.values()] == [2, 4, 6, 8]
+    assert {(m.kernel_size, m.context_grid, m.small_kernel) for m in mixers.values()} == {
+        (3, 2, None)
+    }
+    block = model.stages[1].blocks[0]
+    x, read_out = torch.randn(2, 2, 16, 8, 8)
+    local = block.mlp(block.norm(block.conv(x, context=read_out)))
+    expected = x + 0.5 * torch.sigmoid(read_out) * local
+    torch.testing.assert_close(block(x, read_out), expected)
+    # Without a fusion the read-out acts through the kernels alone.
+    block.fusion = "none"
+    torch.testing.assert_close(block(x, read_out), x + 0.5 * local)
+    assert not torch.allclose(block(x, read_out), block(x, read_out.flip(0)))
 
 
 def test_weights_do_not_depend_on_the_chunk_size():
@@ -275,6 +296,13 @@ def test_top_rows_do_not_see_bottom_rows_through_a_raster_memory_but_do_through_
         ({"memory_write": "none", "readout_from": "key"}, "nothing is written"),
         ({"global_operator": "linear_attention", "memory_write": "ascent"}, "change a memory"),
         ({"global_placement": "none", "eval_chunk_size": 4}, "change a memory"),
+        ({"local_mixer": "attention"}, "local_mixer must be one of .* found 'attention'"),
+        ({"local_mixer": "contmix", "global_placement": "none"}, "takes a read-out as its context"),
+        ({"fusion": "none"}, "needs local_mixer='contmix'"),
+        ({"contmix_grid": 3, "contmix_heads": 2}, "contmix_heads, contmix_grid change a ContMix"),
+        ({"local_mixer": "contmix", "contmix_heads": 3}, "dim is 8; expected a multiple of"),
+        ({"kernel_size": (3, 3, 4, 3)}, "kernel_size must be odd"),
+        ({"kernel_size": (3, 3)}, "kernel_size needs 4 numbers"),
         ({"patch_size": 3}, "patch_size must be 1, 2 or 4"),
     ],
 )

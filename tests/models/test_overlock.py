@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from timm.layers import SqueezeExcite
+from timm.utils import reparameterize_model
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.tap import capture
@@ -36,6 +37,10 @@ SWITCHES = {
     "zero_context": (
         {"context_source": "zero"},
         ["overview.", "context_proj", "prior_scale", "context_scale"],
+    ),
+    "overview_memory": (
+        {"overview": "memory", "overview_chunk_size": 2},
+        ["overview.blocks.0.mlp"],
     ),
     "guidance": ({"kernel_guidance": False, "feature_guidance": False}, []),
     "grid": ({"context_grid": 3}, []),
@@ -102,6 +107,35 @@ def test_a_shuffled_context_is_the_prior_of_the_image_before():
     assert shuffled.to("meta")(x[:1].to("meta")).shape == (1, 5)
 
 
+@pytest.mark.parametrize("dds", [True, False])
+def test_a_memory_takes_the_place_of_the_overviews_blocks(dds):
+    model = build(overview="memory", overview_chunk_size=2, overview_memory_dim=12, dds=dds)
+    stage = model.overview if dds else model.base[3]
+    (block,) = stage.blocks
+    memory = block.memory
+    assert (memory.dim, memory.chunk_size, memory.scan) == (12, 2, "whole")
+    # Drawn as the memory draws itself: its matrices have variance 1 / fan-in.
+    assert memory.query.weight.std().item() == pytest.approx(12**-0.5, rel=0.2)
+    with torch.no_grad():
+        block.scale.weight.uniform_(0.5, 1.5)
+        block.scale.bias.normal_()
+        x = torch.randn(2, 32, 3, 3)
+        z = block.position(x)
+        branch = block.expand(memory(block.compress(block.norm(z))))
+        scale = block.scale
+        expected = z * scale.weight + scale.bias.view(-1, 1, 1) + branch
+        torch.testing.assert_close(block(x), expected)
+        model.eval()
+        before = model(image())
+        merged = reparameterize_model(model)
+        torch.testing.assert_close(merged(image()), before, atol=1e-5, rtol=1e-4)
+    # Written whole before it is read: the first pixel of the overview sees the last one.
+    changed = x.clone()
+    changed[:, :, 2, 2] += 1
+    with torch.no_grad():
+        assert not torch.allclose(block(x)[:, :, 0, 0], block(changed)[:, :, 0, 0])
+
+
 def test_with_a_zero_context_only_the_guidance_is_gone():
     model = build(context_source="zero").eval()
     assert model.overview_index is None
@@ -164,6 +198,11 @@ def test_guidance_switches_cut_the_prior_off_from_kernels_and_values():
         ({"dds": False, "context_source": "zero"}, "context_source='zero' needs dds=True"),
         ({"dds": False, "context_source": "shuffled"}, "context_source='shuffled' needs dds=True"),
         ({"context_source": "zero", "overview_head": True}, "a context_source other than 'zero'"),
+        ({"overview": "attention"}, "overview is 'attention'; expected one of"),
+        ({"overview": "memory", "context_source": "zero"}, "overview='memory' has no place"),
+        ({"overview_chunk_size": 3}, "overview_chunk_size=3 needs overview='memory'"),
+        ({"overview_scan": "raster"}, "overview_scan='raster' needs overview='memory'"),
+        ({"overview": "memory", "overview_scan": "spiral"}, "scan must be one of"),
         ({"context_source": "other"}, "context_source is 'other'; expected one of"),
         ({"mixer": "static", "small_kernel": None}, "small_kernel=None needs mixer='contmix'"),
         ({"mixer": "static", "context_grid": 5}, "context_grid=5 needs mixer='contmix'"),
