@@ -147,8 +147,13 @@ class ImageFolderDataModule(BaseDataModule):
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """The names of the class folders in train/, sorted; labels are places in this list."""
-        layout = "expected train/ and val/ in it, each with one folder of images per class"
-        if not self.root.is_dir() or self.root == Path():
+        layout = (
+            "expected train/ and val/ in it, each with one folder of images per class; to predict "
+            "with a checkpoint, data.predict_dir does"
+        )
+        if self.root == Path():
+            raise InputError(f"data.root is not given\n{layout}")
+        if not self.root.is_dir():
             raise InputError(f"data.root: '{printable(self.root)}' is no folder\n{layout}")
         for split in ("train", "val"):
             if not (self.root / split).is_dir():

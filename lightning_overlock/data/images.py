@@ -159,9 +159,9 @@ def predict_files(given: str | Path) -> tuple[Path, FoundImages]:
     path = Path(given)
     if path.is_file():
         return path.parent, FoundImages([path.name], LeftOut("files"), LeftOut("files"))
-    if not path.is_dir():
+    if not str(given) or not path.is_dir():
         raise InputError(
-            f"data.predict_dir: {printable(path)} is not there\n"
+            f"data.predict_dir: '{printable(given)}' is not there\n"
             "expected an image file or a folder of images"
         )
     found = find_images(path)

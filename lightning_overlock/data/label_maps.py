@@ -1,5 +1,6 @@
 """Label maps: image files that say the class of every pixel."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lightning_overlock.data.dense_transforms import IGNORE
 from lightning_overlock.data.images import MAX_PIXELS, open_image, some
@@ -152,6 +153,8 @@ def values_of(image: Image.Image, name: str, colours: bool) -> NDArray[np.int32]
         )
     if getattr(image, "n_frames", 1) > 1:
         raise CorruptImage(f"{name}: a label map of several pages\nexpected one page per file")
+    with contextlib.suppress(Exception):  # turned as a viewer shows it, as its image is
+        image = ImageOps.exif_transpose(image)
     if colours:
         return _pack(np.asarray(image.convert("RGB")))
     if image.mode in ONE_VALUE:

@@ -88,6 +88,7 @@ def judge(
     training: bool,
     skip: bool,
     max_left_out: float,
+    palettes: dict[int, tuple[Colour, Path]],
 ) -> list[str]:
     """Hold label maps against the classes.
 
@@ -99,6 +100,8 @@ def judge(
         training: They are trained on, so that one class alone is an error.
         skip: Label maps that cannot be used are left out when they are read.
         max_left_out: Largest share of label maps that may be of no use.
+        palettes: The colour of every place in the palettes of other splits, and whose it is; those
+            of these maps are added.
 
     Returns:
         What should be said before training.
@@ -107,7 +110,7 @@ def judge(
         InputError: The label maps were not made for these classes, in at most three lines with
             counts and the likely remedy.
     """
-    _refuse_palettes(contents)
+    _refuse_palettes(contents, palettes)
     left_out = LeftOut("label maps")
     broken = [content for content in contents if content.error]
     if broken and not skip:
@@ -176,9 +179,8 @@ def numbered_classes(
     return [str(number) for number in range(first, max(numbers) + 1)]
 
 
-def _refuse_palettes(contents: Sequence[Content]) -> None:
+def _refuse_palettes(contents: Sequence[Content], known: dict[int, tuple[Colour, Path]]) -> None:
     """Refuse palettes that differ, as their places cannot be the numbers of classes."""
-    known: dict[int, tuple[Colour, Path]] = {}
     for content in contents:
         for value, colour in content.palette.items():
             other, path = known.setdefault(value, (colour, content.path))

@@ -227,6 +227,7 @@ class SegmentationFolderDataModule(BaseDataModule):
         self._left_out: dict[str, LeftOut] = {}
         self._passed_over: dict[str, str] = {}
         self._contents: dict[str, list[Content]] = {}
+        self._palettes: dict[int, tuple[Colour, Path]] = {}
         self._predicted = None if predict_dir is None else predict_files(predict_dir)
         if self._predicted is None:  # else the training data may be gone
             _ = self.code
@@ -278,20 +279,25 @@ class SegmentationFolderDataModule(BaseDataModule):
     @cached_property
     def palette(self) -> list[Colour]:
         """The classes' colours: given, or of the first training label's palette; [] for none."""
-        if self.code.colours and self.code.values:
-            return [colour_of(value) for value in self.code.values]
+        given = self._written_code()
+        if given.colours and given.values:
+            return [colour_of(value) for value in given.values]
         if "train" not in self.folders or not self._labels("train").is_dir():
             return []
         with Image.open(self._labels("train") / self.pairs("train")[0][1]) as image:
             colours = dict(enumerate(palette_of(image)))
         first = int(self.reduce_zero_label)
-        values = self.code.values or range(first, first + len(self.class_names))
+        values = given.values or range(first, first + len(self.class_names))
         found = [colours[value] for value in values if value in colours]
         return found if len(found) == len(self.class_names) else []
 
     def label_image(self, labels: NDArray[np.integer[Any]]) -> Image.Image:
         """Return predicted classes (H, W) as a label map with the values of the data's own."""
-        return self.code.encode(labels)
+        return self._written_code().encode(labels)
+
+    def _written_code(self) -> LabelCode:
+        """Return the code as far as it is known without the names of the classes."""
+        return label_code(len(self.label_values or [0]), self.reduce_zero_label, self.label_values)
 
     def prediction_state(self) -> dict[str, Any]:
         """Return the classes' names, values and colours."""
@@ -306,8 +312,8 @@ class SegmentationFolderDataModule(BaseDataModule):
     def load_prediction_state(self, state: dict[str, Any]) -> None:
         """Take what `prediction_state` has returned in training."""
         super().load_prediction_state(state)
-        self.label_values = state.get("label_values")
-        self.reduce_zero_label = bool(state.get("reduce_zero_label"))
+        self.label_values = state.get("label_values", self.label_values)
+        self.reduce_zero_label = state.get("reduce_zero_label", self.reduce_zero_label)
         self.palette = [(red, green, blue) for red, green, blue in state.get("palette", [])]
 
     # Files
@@ -398,6 +404,7 @@ class SegmentationFolderDataModule(BaseDataModule):
             training=split == "train",
             skip=self.skip_corrupt,
             max_left_out=self.max_left_out,
+            palettes=self._palettes,
         )
         if len(contents) < len(paths):
             told.append(

@@ -200,7 +200,8 @@ class ClassificationTask(BaseTask):
         path = Path(self.trainer.default_root_dir) / PREDICTIONS
         path.parent.mkdir(parents=True, exist_ok=True)
         ranks = range(1, min(5, len(self.class_names)) + 1)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # Bytes of file names that are no UTF-8 are escaped.
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(
                 ["item", *(f"class{r}" for r in ranks), *(f"probability{r}" for r in ranks)]

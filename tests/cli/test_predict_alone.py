@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_every_image_has_a_row_and_a_broken_one_costs_a_line(
         path = tmp_path / "new" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(1)).save(path, format="GIF" if name.endswith("GIF") else "JPEG")
+    Image.fromarray(photo(1)).save(tmp_path / "new" / os.fsdecode(b"caf\xe9.jpg"), format="JPEG")
     (tmp_path / "new/empty.png").touch()
     (tmp_path / "new/html.png").write_text("<html>")
     save(tmp_path / "new/large.png", np.zeros((100, 100), np.uint8))
@@ -84,14 +86,20 @@ def test_every_image_has_a_row_and_a_broken_one_costs_a_line(
     with caplog.at_level("INFO"):
         assert predict(classifier, tmp_path / "new", "--data.max_image_pixels=9999") == 0
     found = rows(classifier)
-    assert [Path(row["item"]).name for row in found] == ["a.jpg", "b.jfif", "c.jpe", "d.GIF"]
+    assert [Path(row["item"]).name for row in found] == [
+        "a.jpg",
+        "b.jfif",
+        "c.jpe",
+        "caf\\udce9.jpg",
+        "d.GIF",
+    ]
     assert {row["class1"] for row in found} <= set(NAMES)
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "predict: used 7 of 8 files, 1 left out: 1 with the suffix .txt (notes.txt)" in said
+    assert "predict: used 8 of 9 files, 1 left out: 1 with the suffix .txt (notes.txt)" in said
     assert "empty.png: no intact image (the file is empty)" in said
     assert "html.png: no intact image (no known format)" in said
     assert "large.png: 100 x 100 pixels are more than 9,999" in said
-    assert "3 of 7 images could not be read" in said
+    assert "3 of 8 images could not be read" in said
 
 
 def test_a_single_file_is_predicted_and_one_that_cannot_be_read_is_an_error(

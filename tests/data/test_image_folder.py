@@ -227,7 +227,7 @@ def assert_refused(make, *parts: str) -> None:
 
 def test_a_missing_root_says_so(tmp_path):
     assert_refused(lambda: folder(tmp_path / "nowhere"), "nowhere' is no folder", "train/ and val/")
-    assert_refused(ImageFolderDataModule, "is no folder")
+    assert_refused(ImageFolderDataModule, "data.root is not given")
 
 
 def test_a_missing_split_names_what_is_there(root):
@@ -496,6 +496,7 @@ def test_a_prediction_folder_without_images_says_so(tmp_path):
 
     refused("empty", "no images", "an empty folder")
     refused("gone", "is not there")
+    assert_refused(lambda: folder("", predict_dir=""), "data.predict_dir: '' is not there")
     (tmp_path / "empty/notes.md").write_text("")
     refused("empty", "found notes.md", ".jpg")
 

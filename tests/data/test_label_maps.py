@@ -182,6 +182,9 @@ def test_palettes_that_differ_are_refused_and_their_colours_can_be_the_classes(t
         "3.png",
         "data.label_values with the colours",
     )
+    data = made(tmp_path, palette(red + blue, BOX))
+    write(tmp_path, [palette(blue + red, BOX)] * 4, split="val")
+    refused(data, "0 is (255, 0, 0) in the palette of", "labels/val/0.png")
     data = made(tmp_path, palette(red + blue, BOX), label_values=[(255, 0, 0), (0, 0, 255)])
     palette(blue + red, 1 - BOX).save(tmp_path / "labels/train/3.png")
     data.setup("fit")
@@ -236,6 +239,26 @@ def test_1_bit_16_bit_and_float_masks(tmp_path):
     grey(BOX).save(tmp_path / "b.tif", save_all=True, append_images=[grey(BOX)])
     with pytest.raises(CorruptImage, match="a label map of several pages"):
         read_values(tmp_path / "b.tif")
+
+
+def test_a_mask_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    grey(BOX).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_values(tmp_path / "a.png"), np.rot90(BOX, -1))
+
+
+def test_without_a_checkpoint_predictions_have_the_values_that_were_given(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    options = {"predict_dir": str(tmp_path), "num_workers": 0}
+    for chosen, expected in (
+        ({}, [0, 1]),
+        ({"reduce_zero_label": True}, [1, 2]),
+        ({"label_values": [0, 700]}, [0, 700]),
+    ):
+        data = SegmentationFolderDataModule(**chosen, **options)
+        assert data.palette == []
+        assert np.asarray(data.label_image(np.array([[0, 1]]))).tolist() == [expected]
 
 
 def test_masks_that_are_ignored_whole_are_counted(tmp_path):
