@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from lightning_overlock.data.images import MAX_PIXELS
 from lightning_overlock.data.left_out import MAX_LEFT_OUT
+from lightning_overlock.data.loaders import Loader, TrainLoader
 from lightning_overlock.data.loading import (
     Collate,
     EpochSampler,
     EvalBatches,
-    Loader,
     Source,
     TrainBatches,
-    TrainLoader,
     default_num_workers,
     global_seed,
     stack,

@@ -1,24 +1,22 @@
-"""Loaders whose batches are a function of (seed, epoch, index), so that resuming is exact.
+"""What is loaded when: batches are a function of (seed, epoch, index), so that resuming is exact.
 
-A sampler orders an epoch, `TrainBatches` and `EvalBatches` cut that order into batches and share
-them out among processes, and a `Loader` reads and collates them. An image is asked for by its `Key`
-(epoch, index): whatever is random about it is drawn from the seed and that key, never from the
-state of a random generator that an interruption would lose.
+A sampler orders an epoch, and `TrainBatches` and `EvalBatches` cut that order into batches and
+share them out among processes; `loaders` has what reads and collates them. An image is asked for by
+its `Key` (epoch, index): whatever is random about it is drawn from the seed and that key, never
+from the state of a random generator that an interruption would lose.
 """
 
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
 from lightning_overlock.errors import InputError
 
@@ -240,216 +238,3 @@ class EvalBatches:
         share = np.array_split(np.arange(self.length), self.world_size)[self.rank]
         for batch in np.array_split(share, len(self)):
             yield [Key(0, index) for index in batch.tolist()]
-
-
-class _Read(NamedTuple):
-    """What a worker hands over for one batch.
-
-    An input error travels as a value: DataLoader would wrap an exception's message in the worker's
-    traceback.
-    """
-
-    batch: Any
-    error: InputError | None
-    skipped: list[str]
-
-
-class _Reader(Dataset[_Read]):
-    """Reads a batch of keys; runs in the workers."""
-
-    def __init__(
-        self,
-        source: Source,
-        collate: Collate,
-        skippable: tuple[type[InputError], ...],
-        replace: bool,
-    ) -> None:
-        self.source = source
-        self.collate = collate
-        self.skippable = skippable
-        self.replace = replace
-
-    def __getitem__(self, keys: list[Key]) -> _Read:
-        skipped: list[str] = []
-        try:
-            items = [item for key in keys for item in self._read(key, skipped)]
-        except InputError as error:
-            return _Read(None, error, skipped)
-        if not items:
-            return _Read(None, None, skipped)
-        return _Read(self.collate(items), None, skipped)
-
-    def _read(self, key: Key, skipped: list[str]) -> list[Any]:
-        """Return the item of `key`, or of the next readable one, or nothing."""
-        count = len(self.source)
-        for offset in range(count if self.replace else 1):
-            try:
-                return [self.source[Key(key.epoch, (key.index + offset) % count)]]
-            except self.skippable as error:
-                skipped.append(str(error).splitlines()[0])
-        if self.replace:
-            raise InputError(f"none of the {count} images can be read, for example {skipped[0]}")
-        return []
-
-
-def _unchanged(read: Any) -> Any:
-    return read
-
-
-class Loader:
-    """Yields the batches of a source, collated, in the order of `batch_sampler`.
-
-    It is no torch `DataLoader` but holds one: Lightning replaces the sampler of a DataLoader when
-    it predicts, overfits or distributes.
-
-    Args:
-        source: where the images come from.
-        batch_sampler: yields the keys of each batch.
-        collate: makes a batch of its items: `stack`, or `as_lists` where sizes differ.
-        num_workers: worker processes; they stay alive from epoch to epoch until `close`.
-        pin_memory: copy batches into pinned memory.
-        skip_corrupt: warn of unreadable images, once per file at the end of an epoch, instead of
-            raising `CorruptImage`. In training the next readable image takes the place, so that
-            batches stay full; in evaluation the image is left out.
-        skip_unreadable: leave every image out that cannot be read, for whatever reason. Nothing is
-            warned of: `unreadable` says which, and why.
-
-    Attributes:
-        unreadable: one line for each image that this process could not read in its last pass.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        batch_sampler: TrainBatches | EvalBatches,
-        *,
-        collate: Collate = stack,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        skip_corrupt: bool = False,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.source = source
-        self.batch_sampler = batch_sampler
-        self.batch_size = batch_sampler.batch_size
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        skippable: tuple[type[InputError], ...] = (CorruptImage,) if skip_corrupt else ()
-        if skip_unreadable:
-            skippable = (InputError,)
-        self._reader = _Reader(
-            source, collate, skippable, replace=isinstance(batch_sampler, TrainBatches)
-        )
-        self.skip_unreadable = skip_unreadable
-        self.unreadable: list[str] = []
-        self._skipped: dict[str, None] = {}
-        self.close()
-
-    def close(self) -> None:
-        """Stop the workers; the next epoch starts new ones."""
-        self._loader: DataLoader[_Read] = DataLoader(
-            self._reader,
-            sampler=self.batch_sampler,
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-            # Without one of its own it draws from the global generator in every epoch.
-            generator=torch.Generator(),
-        )
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
-    def __iter__(self) -> Iterator[Any]:
-        # A generator does nothing before its first batch is asked for. Lightning calls iter()
-        # earlier, before it has set the epoch, and workers would read ahead in the wrong one.
-        skipped: dict[str, None] = {}
-        self.unreadable.clear()
-        last = len(self) - 1
-        first = self.batch_sampler.position() if isinstance(self.batch_sampler, TrainBatches) else 0
-        try:
-            for number, read in enumerate(self._loader, first):
-                if read.error is not None:
-                    raise read.error
-                if self.skip_unreadable:
-                    self.unreadable += read.skipped
-                else:
-                    skipped.update(dict.fromkeys(read.skipped))
-                if number == last:  # now, as Lightning does not ask for what comes after it
-                    self._warn_of(skipped)
-                if read.batch is not None:
-                    yield read.batch
-        finally:
-            self._warn_of(skipped)
-
-    def _warn_of(self, skipped: dict[str, None]) -> None:
-        new = [message for message in skipped if message not in self._skipped]
-        self._skipped.update(skipped)
-        if new:
-            some = "; ".join(new[:3]) + ("; …" if len(new) > 3 else "")
-            warnings.warn(f"{len(new)} unreadable image(s) skipped: {some}", stacklevel=2)
-
-
-class TrainLoader(Loader):
-    """A loader that a run can be resumed with in the middle of an epoch.
-
-    The batch to go on with is Lightning's own count (`TrainBatches.position`), which is right even
-    if Ctrl-C struck inside a step. The state only serves to find out whether the epoch begun is
-    the one that goes on.
-    """
-
-    batch_sampler: TrainBatches
-
-    def first_batches(self, count: int) -> Iterator[Any]:
-        """Yield the first batches of the epoch, whichever comes next in training.
-
-        The pass of the epoch that is under way is not disturbed.
-        """
-        keys = list(islice(self.batch_sampler.batches(0), count))
-        reads: DataLoader[_Read] = DataLoader(
-            self._reader,
-            sampler=keys,  # type: ignore[arg-type] - whole batches, as from `batch_sampler`
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=min(self.num_workers, len(keys)),
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),
-        )
-        for read in reads:
-            if read.error is not None:
-                raise read.error
-            yield read.batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return what defines the order of the epoch."""
-        sampler = self.batch_sampler.sampler
-        return {
-            "images": len(sampler),
-            "seed": sampler.seed,
-            "images per step": self.batch_size * self.batch_sampler.world_size,
-            "groups of images": 0 if self.batch_sampler.groups is None else 1,
-        }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Compare with the state of the run that is resumed.
-
-        Raises:
-            InputError: the rest of the epoch would not be the rest of the same epoch.
-        """
-        now = self.state_dict()
-        changed = [
-            # Checkpoints from before images were grouped do not say so.
-            f"{name} {state.get(name, 0)} (now {now[name]})"
-            for name in now
-            if state.get(name, 0) != now[name]
-        ]
-        if (
-            changed
-            and 0 < self.batch_sampler.position() < state["images"] // state["images per step"]
-        ):
-            raise InputError(
-                f"the checkpoint stands in the middle of an epoch with {', '.join(changed)}\n"
-                "expected the same, or a checkpoint from the end of an epoch"
-            )

@@ -17,14 +17,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
+from lightning_overlock.data.loaders import Loader, TrainLoader
 from lightning_overlock.data.loading import (
     CorruptImage,
     EpochSampler,
     EvalBatches,
     Key,
-    Loader,
     TrainBatches,
-    TrainLoader,
     as_lists,
     default_num_workers,
     global_seed,
