@@ -188,7 +188,7 @@ class TrainLoader(Loader):
         keys = list(islice(self.batch_sampler.batches(0), count))
         reads: DataLoader[_Read] = DataLoader(
             self._reader,
-            sampler=keys,  # type: ignore[arg-type]  # whole batches, as from `batch_sampler`
+            sampler=keys,  # whole batches, as from `batch_sampler`
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=min(self.num_workers, len(keys)),
