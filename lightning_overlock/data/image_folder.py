@@ -14,6 +14,7 @@ from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.class_names import alike, check_class_names
 from lightning_overlock.data.images import (
     MAX_PIXELS,
+    NO_FILE,
     SOME_SUFFIXES,
     FoundImages,
     ImageFiles,
@@ -269,8 +270,10 @@ def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) ->
     _check_classes(folder, class_names)
     # Images beside the class folders belong to no class; a list or a note does no harm there.
     beside = find_images(folder, subfolders=False)
-    beside.passed_over.merge(beside.left_out)
     whole = FoundImages([], LeftOut("files"), beside.passed_over)
+    for reason, count in beside.left_out.counts.items():
+        to = whole.left_out if reason == NO_FILE else whole.passed_over
+        to.add(reason, beside.left_out.first[reason], count)
     for file in beside.files:
         whole.left_out.add("in no class's folder", file)
     labels: list[int] = []
@@ -296,6 +299,11 @@ def _check_classes(folder: Path, class_names: list[str]) -> None:
     unknown = sorted(set(found) - set(class_names))
     if not missing and not unknown:
         return
+    if not found:
+        raise InputError(
+            f"{printable(folder)} holds no class folders\nfound {listing(folder)}\n"
+            f"expected those of {printable(folder.parent / 'train')}: {some(missing)}"
+        )
     near = alike([*missing, *unknown])
     hint = f"; {near[0]} differ in case or composition alone" if near else ""
     raise InputError(

@@ -21,6 +21,7 @@ MAX_PIXELS = 178_956_970
 # Windows or of another library, or only writes it.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 SOME_SUFFIXES = ".jpg .png .webp .tif .gif .bmp or another that Pillow reads"
+NO_FILE = "that are no files, or links to nothing"
 # What operating systems, storage boxes and notebooks put beside images, besides hidden names.
 SYSTEM_NAMES = {
     "@eadir",
@@ -114,7 +115,7 @@ def find_images(folder: str | Path, subfolders: bool = True) -> FoundImages:
             elif entry.is_file():
                 files.append(path)
             else:
-                found.left_out.add("that are no files, or links to nothing", path)
+                found.left_out.add(NO_FILE, path)
         _sort_out(files, suffixes, found)
     found.files.sort()
     return found
@@ -282,7 +283,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(f"values from {values.min()} to {values.max()}, more than 16 bits")
         image = Image.fromarray((values / 257).round().astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("floating-point values, whose range is unknown")
+        raise ValueError("floating-point values of unknown range; 8 or 16 bits are read")
     elif image.mode == "LAB":
         lab, srgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")

@@ -16,6 +16,8 @@ from lightning_overlock.data.loading import CorruptImage
 from lightning_overlock.errors import InputError, printable
 
 Colour = tuple[int, int, int]
+# Formats that are with loss or without.
+MAY_LOSE = {"AVIF", "JPEG2000", "WEBP"}
 # Modes of Pillow with one whole number per pixel.
 ONE_VALUE = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 
@@ -153,6 +155,7 @@ def values_of(image: Image.Image, name: str, colours: bool) -> NDArray[np.int32]
         )
     if getattr(image, "n_frames", 1) > 1:
         raise CorruptImage(f"{name}: a label map of several pages\nexpected one page per file")
+    image_format = image.format
     with contextlib.suppress(Exception):  # turned as a viewer shows it, as its image is
         image = ImageOps.exif_transpose(image)
     if colours:
@@ -174,6 +177,8 @@ def values_of(image: Image.Image, name: str, colours: bool) -> NDArray[np.int32]
         return red.astype(np.int32)
     found = [colour_of(int(value)) for value in np.unique(_pack(pixels[..., :3]))]
     clear = "" if (alpha == 255).all() else ", some of them transparent"
+    if image_format in MAY_LOSE:
+        clear += f" ({image_format} may change values)"
     raise CorruptImage(
         f"{name}: {len(found):,} colours ({some([str(colour) for colour in found])}){clear}, "
         "no class number per pixel\nexpected a grey or palette PNG of class numbers, or "

@@ -18,6 +18,8 @@ from lightning_overlock.errors import InputError, printable
 # So many pixels are looked at, which takes seconds, but no fewer label maps than these.
 PIXELS_READ = 200_000_000
 MAPS_READ = 32
+# More values than these are not taken for classes that are numbered with gaps.
+MOST_CLASSES = 40
 READERS = 16  # it is the disk that is waited for
 
 
@@ -53,7 +55,7 @@ def survey(paths: Iterable[Path], colours: bool, max_pixels: int | None) -> list
                 palette = [] if colours else palette_of(image)
         except InputError as error:
             return Content(path, [], {}, str(error))
-        used = {value: palette[value] for value in values if value < len(palette)}
+        used = {value: palette[value] for value in values if 0 <= value < len(palette)}
         return Content(path, values, used)
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -171,10 +173,13 @@ def numbered_classes(
     count = max(numbers, default=0) + 1 - first
     if len(numbers) < 2 or count > IGNORE or 2 * len(numbers) <= count or values[0] < 0:
         ignored = f", and {IGNORE} is ignored" if IGNORE in values else ""
+        likely = f"data.label_values {values}, if these are the classes in their order"
+        if len(values) > MOST_CLASSES:
+            likely = "numbers of objects, or pictures, in place of label maps"
         raise InputError(
             f"{printable(folder)}: the {len(contents):,} label maps hold {_listed(values, False)}"
             f"{ignored}\nexpected at least two classes, numbered {first}, {first + 1}, …\n"
-            f"likely: data.label_values {values[:8]}, if these are the classes in their order"
+            f"likely: {likely}"
         )
     return [str(number) for number in range(first, max(numbers) + 1)]
 
@@ -226,6 +231,14 @@ def _absent_classes(
             f"{printable(folder)}: in the {count} (values {_listed(values, code.colours)}) {only}"
             f"{ignored}\n'{printable(absent[0])}' never does; expected {code.expected}\n"
             f"{_remedy(values, code)}"
+        )
+    if training and ignored and code.values is None and len(values) == len(names):
+        first = int(code.reduce_zero_label)
+        meant = list(range(first, first + len(names)))
+        raise InputError(
+            f"{printable(folder)}: the {count} hold as many values as there are classes "
+            f"({_listed(values, False)}), but not '{printable(absent[0])}'{ignored}\n"
+            f"{_remedy(values, code)}\nif {IGNORE} is to be ignored: data.label_values {meant}"
         )
     hint = f" ({_remedy(values, code)})" if ignored else ""
     return [f"none of the {count} has the class{'es' * (len(absent) > 1)} {some(absent)}{hint}"]

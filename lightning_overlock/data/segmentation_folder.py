@@ -341,13 +341,13 @@ class SegmentationFolderDataModule(BaseDataModule):
         self._passed_over[split] = (
             f"passed over {passed_over.reasons()}" if passed_over.total else ""
         )
-        self._leave_out(split, matched.problems, len(matched.pairs))
         if not matched.pairs:
             raise InputError(
                 f"{printable(images)}: no images with label maps in {printable(labels)}\n"
-                f"found {listing(images)} and {listing(labels)}\n"
+                f"found {listing(images)}; {listing(labels)}\n"
                 "expected files of the same names but for the suffix"
             )
+        self._leave_out(split, matched.problems, len(matched.pairs))
         self._pairs[split] = matched.pairs
         return matched.pairs
 

@@ -437,7 +437,8 @@ def test_a_test_folder_without_classes_is_predicted_and_stops_no_training(root):
     data.setup("predict")
     names = [name for _, names in data.predict_dataloader() for name in names]
     assert names == [f"{root}/test/0.png", f"{root}/test/deep/1.png"]
-    assert_refused(lambda: data.setup("test"), "test has other classes", "missing: cat, dog, eel")
+    (root / "test/deep").rename(root / "test/.deep")
+    assert_refused(lambda: data.setup("test"), "test holds no class folders", "cat, dog, eel")
 
 
 @pytest.mark.parametrize(

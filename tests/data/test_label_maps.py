@@ -124,13 +124,36 @@ def test_validation_masks_encoded_otherwise_than_training_masks_are_refused(tmp_
 def test_a_class_that_never_occurs_among_others_is_told(tmp_path):
     data = made(tmp_path, grey(BOX), class_names=["a", "b", "c", "d"])
     assert data.examine("train") == "none of the 8 label maps read has the classes c, d"
+
+
+def test_as_many_values_as_classes_with_255_among_them_are_a_question(tmp_path):
     mixed = BOX.copy()
     mixed[0] = 255
-    data = made(tmp_path, grey(mixed), class_names=["a", "b", "c"])
-    assert data.examine("train") == (
-        "none of the 8 label maps read has the class c (likely: data.label_values [0, 1, 255], if "
-        "these are the classes in their order)"
+    names = ["a", "b", "c"]
+    refused(
+        made(tmp_path, grey(mixed), class_names=names),
+        "as many values as there are classes (0, 1, 255), but not 'c', 255 is ignored",
+        "likely: data.label_values [0, 1, 255]",
+        "if 255 is to be ignored: data.label_values [0, 1, 2]",
     )
+    data = made(tmp_path, grey(mixed), class_names=names, label_values=[0, 1, 2])
+    assert data.examine("train").startswith("none of the 8 label maps read has the class c")
+    made(tmp_path, grey(mixed), class_names=names, label_values=[0, 1, 255]).setup("fit")
+
+
+def test_negative_values_and_numbers_of_objects_are_no_classes(tmp_path):
+    label = Image.fromarray(BOX.astype(np.int32) * -1)
+    refused(made(tmp_path / "a", label, "tif"), "values that are no class: -1")
+    label = Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
+    with pytest.raises(InputError, match="likely: numbers of objects"):
+        made(tmp_path / "b", label, class_names=None)
+
+
+def test_names_of_which_none_match_are_listed(tmp_path):
+    data = made(tmp_path, grey(BOX))
+    for path in (tmp_path / "labels/train").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    refused(data, "no images with label maps", "found 0.png, 1.png", "; 0_mask.png, 1_mask.png")
 
 
 def test_colours_are_named_and_can_be_the_classes(tmp_path):
