@@ -1,0 +1,107 @@
+"""Building every row of a sweep before anything runs, so that mistakes are told at once."""
+
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.sweep.spec import Sweep, as_word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    # Makes the task and the data of a `fit` command line, without training: `cli.build`.
+    Build = Callable[..., tuple[LightningModule, LightningDataModule]]
+
+
+def validate(sweep: Sweep, build: "Build") -> None:
+    """Build every row's task and data, so that a mistake is told before anything runs.
+
+    Of a search or a grid every choice is built once, and both ends of every range.
+
+    Args:
+        sweep: The sweep.
+        build: Makes task and data of a `fit` command line.
+
+    Raises:
+        InputError: For a row or point that `lightning fit` would refuse, two rows that build the
+            same, or a metric that the task does not log.
+    """
+    seen: list[tuple[str, Any]] = []
+    for key, options in _points(sweep).items():
+        try:
+            task, data = build(sweep.arguments(options, sweep.seeds[0], "row"))
+        except InputError as error:
+            # Blame what all rows share where it is wrong by itself.
+            where = key if _builds(sweep, build) else f"profiles.{sweep.profile}"
+            lines = f"{sweep.path}, {where}: {error}".splitlines()
+            raise InputError("\n".join(lines[:3])) from error
+        known = _logged(task)
+        if known and sweep.metric not in known:
+            raise InputError(
+                f"{sweep.path}, metric: {type(task).__name__} logs no '{sweep.metric}'."
+                f"{did_you_mean(sweep.metric, known)}\nExpected one of {', '.join(known)}."
+            )
+        if sweep.search is None and key.startswith("rows."):
+            seen.append((key, _built(sweep, options, task, data)))
+            _refuse_twins(sweep, seen)
+
+
+def _built(sweep: Sweep, options: dict[str, Any], task: Any, data: Any) -> Any:
+    """Return all that decides what is trained, as built: defaults count like typed values."""
+    rest = {
+        option: value
+        for option, value in (sweep.options | options).items()
+        if not option.startswith(("model.", "data."))
+    }
+    return (type(task), dict(task.hparams), type(data), dict(data.hparams), rest)
+
+
+def _refuse_twins(sweep: Sweep, seen: list[tuple[str, Any]]) -> None:
+    key, built = seen[-1]
+    for other, its in seen[:-1]:
+        if its == built:
+            raise InputError(
+                f"{sweep.path}, {key}: builds the same configuration as {other}.\n"
+                "Two rows of one configuration cannot differ; leave one out."
+            )
+
+
+def _points(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Return what is to be built as key in the file -> options."""
+    if sweep.search is None:
+        points = {f"rows.{name}": sweep.rows[name].options for name in sweep.runnable}
+        for point in sweep.tune.points if sweep.tune is not None else []:
+            words = " ".join(f"{option} {as_word(value)}" for option, value in point.items())
+            points[f"tune.options.{words}"] = sweep.rows[sweep.baseline].options | point
+        return points
+    values = {
+        option: list(d.choices) if isinstance(d, CategoricalDistribution) else [d.low, d.high]
+        for option, d in sweep.search.distributions.items()
+        if isinstance(d, CategoricalDistribution | IntDistribution | FloatDistribution)
+    }
+    first = {option: choices[0] for option, choices in values.items()}
+    points = {"search.space": first}
+    for option, choices in values.items():
+        for value in choices[1:]:
+            points[f"search.space.{option} {as_word(value)}"] = first | {option: value}
+    return points
+
+
+def _builds(sweep: Sweep, build: "Build") -> bool:
+    try:
+        build(sweep.arguments({}, sweep.seeds[0], "row"))
+    except InputError:
+        return False
+    return True
+
+
+def _logged(task: "LightningModule") -> list[str]:
+    """Return the metrics that a task is known to log in validation; none if it does not tell."""
+    from torchmetrics import MetricCollection
+
+    collections = [m for m in task.modules() if isinstance(m, MetricCollection)]
+    names = [str(name) for c in collections for name in c if str(name).startswith("val/")]
+    return ["val/loss", "train/loss", *names] if names else []
