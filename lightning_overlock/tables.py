@@ -1,24 +1,41 @@
-"""Rows of figures as text."""
+"""Tables: for the terminal, as Markdown, CSV, LaTeX and as a DataFrame."""
 
+import csv
+import io
+import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from lightning_overlock.bench.report import digits
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
+
+
+def format_figure(value: float | None) -> str:
+    """Return a number with three significant digits, or all those before its point.
+
+    Args:
+        value: The number; None gives an empty text.
+    """
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Return rows as a Markdown table that also reads well as plain text.
+    """Return rows of figures as a Markdown table that also reads well as plain text.
 
     Args:
-        rows: with the same keys, as the functions of this package return them.
-        columns: the keys to show and their order; None shows all.
+        rows: Dictionaries with the same keys, as the functions of this package return them.
+        columns: The keys to show and their order; None shows all.
 
     Returns:
         A heading, a rule and a line per row, columns padded to one width. Floats have three
         significant digits (all their digits before the point), None is "-".
 
     Raises:
-        ValueError: no rows.
+        ValueError: If there are no rows.
 
     Example:
         >>> print(markdown([{"model": "a", "error %": 12.345}, {"model": "b", "error %": None}]))
@@ -27,27 +44,192 @@ def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = Non
         | a     |    12.3 |
         | b     |       - |
     """
-    if not rows:
-        raise ValueError("found no rows to make a table of")
-    keys = list(rows[0] if columns is None else columns)
-    lines = [keys, *([_cell(row[key]) for key in keys] for row in rows)]
-    widths = [max(3, *(len(line[place]) for line in lines)) for place in range(len(keys))]
-    words = [any(isinstance(row[key], str) for row in rows) for key in keys]
-    padded = [
-        [
-            cell.ljust(width) if word else cell.rjust(width)
-            for cell, width, word in zip(line, widths, words, strict=True)
+    return Table.of(rows, columns).markdown()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, for whatever it is printed with.
+
+    Attributes:
+        headings: The columns' headings.
+        cells: The text of every cell, a list per row.
+        title: The title; "" for none.
+        notes: Sentences below the table.
+        records: The same rows as plain values, for CSV and DataFrames.
+        words: The places of the columns that hold words, which stand on the left.
+        droppable: Headings of the columns that a narrow terminal does without, the first ones
+            first.
+        label: LaTeX's label.
+    """
+
+    headings: list[str]
+    cells: list[list[str]]
+    title: str = ""
+    notes: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    words: frozenset[int] = frozenset({0})
+    droppable: list[str] = field(default_factory=list)
+    label: str = ""
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> "Table":
+        """Return rows of plain values as a table.
+
+        Args:
+            rows: Dictionaries with the same keys.
+            columns: The keys to show and their order; None shows all.
+
+        Raises:
+            ValueError: If there are no rows.
+        """
+        if not rows:
+            raise ValueError("found no rows to make a table of")
+        keys = list(rows[0] if columns is None else columns)
+        words = [i for i, key in enumerate(keys) if any(isinstance(row[key], str) for row in rows)]
+        return cls(
+            keys,
+            [[_cell(row[key]) for key in keys] for row in rows],
+            records=[{key: row[key] for key in keys} for row in rows],
+            words=frozenset(words),
+        )
+
+    def markdown(self) -> str:
+        """Return the table as Markdown that also reads well as plain text."""
+        lines = [[_escape_markdown(cell) for cell in line] for line in (self.headings, *self.cells)]
+        widths = [max(3, *(len(line[place]) for line in lines)) for place in range(len(lines[0]))]
+        rule = [
+            "-" * width if place in self.words else "-" * (width - 1) + ":"
+            for place, width in enumerate(widths)
         ]
-        for line in lines
-    ]
-    rule = [
-        "-" * width if word else "-" * (width - 1) + ":"
-        for width, word in zip(widths, words, strict=True)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+        padded = [
+            [
+                cell.ljust(width) if place in self.words else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            for line in lines
+        ]
+        body = [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
+        title = [f"**{_escape_markdown(self.title)}**", ""] if self.title else []
+        notes = ["", *(f"- {_escape_markdown(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join([*title, *body, *notes])
+
+    def csv(self) -> str:
+        """Return the plain values as CSV that needs no options to be read."""
+        text = io.StringIO()
+        fields = list(dict.fromkeys(name for record in self.records for name in record))
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return text.getvalue()
+
+    def dataframe(self) -> "pandas.DataFrame":
+        """Return the plain values as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.records)
+
+    def latex(self) -> str:
+        """Return the table as a LaTeX float that needs the package booktabs.
+
+        The notes are comments: captions are written by people.
+        """
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(latex_escape, cells)) + r" \\"
+
+        kinds = "".join("l" if place in self.words else "r" for place in range(len(self.headings)))
+        comments = [f"% {' '.join(note.split())}" for note in self.notes]
+        return "\n".join(
+            [
+                r"% Needs \usepackage{booktabs}.",
+                *comments,
+                r"\begin{table}",
+                r"  \centering",
+                rf"  \caption{{{latex_escape(self.title)}}}",
+                rf"  \label{{tab:{self.label or 'sweep'}}}",
+                rf"  \begin{{tabular}}{{{kinds}}}",
+                r"    \toprule",
+                f"    {line(self.headings)}",
+                r"    \midrule",
+                *(f"    {line(cells)}" for cells in self.cells),
+                r"    \bottomrule",
+                r"  \end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def terminal(self, width: int | None = None) -> "rich.table.Table":
+        """Return the table for a terminal.
+
+        Args:
+            width: The terminal's width in characters. Columns are dropped until the table fits,
+                in the order of `droppable`; None drops none.
+        """
+        from rich.console import Console
+
+        left_out: list[str] = []
+        table = self._terminal(left_out)
+        for heading in self.droppable if width is not None else []:
+            if Console(width=1000).measure(table).maximum <= (width or 0):
+                break
+            if heading in self.headings:
+                left_out.append(heading)
+                table = self._terminal(left_out)
+        return table
+
+    def _terminal(self, left_out: list[str]) -> "rich.table.Table":
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        shown = [place for place, name in enumerate(self.headings) if name not in left_out]
+        table = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
+        for place in shown:
+            # The unit below the quantity, the quantity below whose it is.
+            lines = self.headings[place].replace(": ", ":\n").replace(" (", "\n(")
+            justify: Any = "left" if place in self.words else "right"
+            table.add_column(Text(lines), justify=justify, no_wrap=True)
+        for cells in self.cells:
+            table.add_row(*(Text(cells[place]) for place in shown))
+        return table
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return digits(value) if isinstance(value, float) else str(value)
+    return format_figure(value) if isinstance(value, float) else str(value)
+
+
+def _escape_markdown(text: str) -> str:
+    """Return text that Markdown prints as it is, also in a cell."""
+    escaped = re.sub(r"([\\|`<\[\]])", r"\\\1", " ".join(text.split()))
+    # * and _ mean something only where emphasis could begin.
+    return re.sub(
+        r"(?<![\w*_])([*_]+)(?=\S)", lambda found: "".join(rf"\{c}" for c in found[0]), escaped
+    )
+
+
+# In one pass, so that what is put in is not escaped again.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "≤": r"$\leq$",
+    "\N{MINUS SIGN}": r"$-$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex_escape(text: str) -> str:
+    """Return text that LaTeX prints as it is."""
+    escaped = re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match[0]], text)
+    return re.sub(r"(?<=\s)-(?=\d)|^-(?=\d)", "$-$", " ".join(escaped.split()))

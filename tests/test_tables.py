@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_overlock.tables import markdown
+from lightning_overlock.tables import latex_escape, markdown
 
 
 def test_cells_are_padded_and_numbers_stand_on_the_right():
@@ -11,10 +11,10 @@ def test_cells_are_padded_and_numbers_stand_on_the_right():
         {"stage": "stem", "chunks": 16, "change": None, "ms": -1.5},
     ]
     assert markdown(rows).splitlines() == [
-        "| stage   | chunks | change |   ms |",
-        "| ------- | -----: | -----: | ---: |",
-        "| focus.0 |      4 | 0.0123 | 1234 |",
-        "| stem    |     16 |      - | -1.5 |",
+        "| stage   | chunks | change |    ms |",
+        "| ------- | -----: | -----: | ----: |",
+        "| focus.0 |      4 | 0.0123 | 1,234 |",
+        "| stem    |     16 |      - |  -1.5 |",
     ]
 
 
@@ -28,3 +28,12 @@ def test_columns_choose_and_order():
 def test_no_rows_are_an_error():
     with pytest.raises(ValueError, match="no rows"):
         markdown([])
+
+
+def test_latex_escapes_what_latex_reads():
+    assert latex_escape("50 % of A_1 & B #2 {x} \\ ~ ^ 1 ± 2 $") == (
+        r"50 \% of A\_1 \& B \#2 \{x\} \textbackslash{} \textasciitilde{} "
+        r"\textasciicircum{} 1 $\pm$ 2 \$"
+    )
+    assert latex_escape("-0.4") == "$-$0.4"
+    assert latex_escape("val/top1-seed2") == "val/top1-seed2"

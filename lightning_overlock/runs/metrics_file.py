@@ -36,8 +36,13 @@ def write_row(path: Path, row: dict[str, Any]) -> None:
         file.truncate()
 
 
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Return the trained epochs' rows of a run's metrics file, as far as they are written."""
+def read_curve(folder: Path, stage: str = "fit") -> list[dict[str, float]]:
+    """Return the rows of a run's metrics file, as far as they are written.
+
+    Args:
+        folder: The run folder.
+        stage: "fit" for the trained epochs, "validate" or "test" for evaluations.
+    """
     try:
         with (folder / METRICS).open(newline="") as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # the writer holds it exclusively
@@ -46,7 +51,7 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
         return []
     # A run that was killed amid a line has half a number at its end.
     lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = [row for row in csv.DictReader(lines) if row.pop("stage") == "fit"]
+    rows = [row for row in csv.DictReader(lines) if row.pop("stage") == stage]
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 

@@ -37,9 +37,7 @@ def stored_sweep(stored: dict[str, Any], folder: Path) -> Sweep:
     return Sweep.model_validate(content, strict=False)
 
 
-def compare(
-    sweep: Sweep, stored: dict[str, Any], name: str, trials: Sequence[FrozenTrial]
-) -> None:
+def compare(sweep: Sweep, stored: dict[str, Any], name: str, trials: Sequence[FrozenTrial]) -> None:
     """Hold a sweep file, all of it, against what a study was run with.
 
     Raises:

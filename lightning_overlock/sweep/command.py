@@ -4,17 +4,24 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
 from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.sweep import spec
+from lightning_overlock.sweep.agreement import changed_rows, compare_settings
 from lightning_overlock.sweep.live import clock
-from lightning_overlock.sweep.runner import Runner
-from lightning_overlock.sweep.spec import Build
-from lightning_overlock.sweep.study import Study, open_storage
+from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
+from lightning_overlock.sweep.trials import Request
+
+if TYPE_CHECKING:
+    from lightning_overlock.sweep.validate import Build
 
 ACTIONS = {
     "run": "run all rows and seeds that have no result yet, then print the table",
@@ -61,10 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per device, or 1)")
     add("--devices", metavar="0,1,…", help="GPUs, shared out among the workers")
     add("--retries", type=int, default=1, metavar="N", help="of a failed trial (default: 1)")
+    add("--retry-failed", action="store_true", help="also what would fail in the same way again")
+    add("--only", metavar="ROW,…", help="train these rows only")
+    add("--seeds", metavar="6,7", help="seeds to add to the file's")
     return parser
 
 
-def main(arguments: list[str], build: Build) -> int:
+def main(arguments: list[str], build: "Build") -> int:
     """Run `lightning sweep`.
 
     Args:
@@ -83,35 +93,30 @@ def main(arguments: list[str], build: Build) -> int:
     if args.retries < 0:
         raise InputError(f"--retries {args.retries}: expected 0 or more.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sweep = spec.read(args.file, args.profile, args.set)
+    sweep = read(args.file, args.profile, args.set)
+    sweep = _with_seeds(sweep, args.seeds)
+    only = _only(sweep, args.only)
     name = args.name or f"{sweep.name}-{sweep.profile}"
     if "/" in name or name in {".", ".."}:
         raise InputError(f"--name {name!r}: expected a plain name, without slashes.")
     runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
     folder = runs / name
-    url = args.storage or f"sqlite:///{folder / 'study.db'}"
     if args.action == "run":
-        spec.validate(sweep, build)
-    if args.storage is None:
-        if args.action != "run" and not (folder / "study.db").is_file():
-            known = [path.parent.name for path in runs.glob("*/study.db")]
-            raise InputError(
-                f"{folder}: no sweep has been run here.{did_you_mean(name, known)}\n"
-                "Start it with `lightning sweep run`, or give its --storage, --runs or --name."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+        from lightning_overlock.sweep.validate import validate
+
+        validate(sweep, build)
+    url = args.storage or _own_database(folder, create=args.action == "run")
     study = Study(sweep, open_storage(url), name, create=args.action == "run")
     if args.action == "status":
-        _print_status(study)
+        _print_status(study, folder)
         return 0
     if args.action == "table":
-        from lightning_overlock.sweep import table
-
-        table.write(study.optuna, sweep, folder)
+        _write(study, folder)
         return 0
-    with study.alone():
-        study.settle()
+    study.reconcile()
     folder.mkdir(parents=True, exist_ok=True)
+    from lightning_overlock.sweep.runner import Runner
+
     devices = _devices(args.devices, args.workers)
     runner = Runner(
         sweep,
@@ -120,27 +125,94 @@ def main(arguments: list[str], build: Build) -> int:
         folder,
         workers=args.workers or len(devices) or 1,
         devices=devices,
-        retries=args.retries,
-        # A person who starts it again wants failed rows tried again.
-        since=len(study.trials()) if args.action == "run" else 0,
-        patient=args.action == "run",
+        request=Request(
+            args.retries,
+            # A person who starts it again wants failed rows tried again.
+            ignore_failures_before=len(study.trials()) if args.action == "run" else 0,
+            retry_failed=args.retry_failed,
+            only=only,
+        ),
+        wait_for_others=args.action == "run",
     )
     runner.run()
     if args.action == "run":
         _finish(study, build, folder)
-    return 0 if study.is_complete() else 1
+    return 0 if study.is_complete(only) else 1
 
 
-def _finish(study: Study, build: Build, folder: Path) -> None:
+def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:
+    """Return the sweep with the seeds that were typed as well."""
+    if typed is None:
+        return sweep
+    words = [word.strip() for word in typed.split(",")]
+    tuning = sweep.tune.seeds if sweep.tune else []
+    for word in words:
+        if not word.isdecimal() or int(word) in tuning or words.count(word) > 1:
+            used = f" Seeds {tuning} tune." if tuning else ""
+            raise InputError(
+                f"--seeds {typed}: '{word}' is no seed to add.\n"
+                f"Expected different whole numbers, as in --seeds 6,7.{used}"
+            )
+    seeds = list(dict.fromkeys([*sweep.seeds, *map(int, words)]))
+    return sweep.model_copy(
+        update={"seeds": seeds, "overrides": [*sweep.overrides, f"seeds={seeds}"]}
+    )
+
+
+def _only(sweep: Sweep, typed: str | None) -> list[str] | None:
+    """Return the rows that were typed after --only."""
+    if typed is None:
+        return None
+    rows = [typed] if typed in sweep.rows else [word.strip() for word in typed.split(",")]
+    for row in rows:
+        if row not in sweep.runnable:
+            raise InputError(
+                f"--only {typed}: '{row}' is no row to run.{did_you_mean(row, sweep.runnable)}\n"
+                f"Expected some of {', '.join(sweep.runnable) or 'the rows, but it is a search'}."
+            )
+    return rows
+
+
+def _own_database(folder: Path, create: bool) -> str:
+    """Return the URL of the database in a sweep's folder.
+
+    Raises:
+        InputError: If it is not there and is not to be made, or cannot be made.
+    """
+    if not create and not (folder / "study.db").is_file():
+        known = [path.parent.name for path in folder.parent.glob("*/study.db")]
+        raise InputError(
+            f"{folder}: no sweep has been run here.{did_you_mean(folder.name, known)}\n"
+            "Start it with `lightning sweep run`, or give its --storage, --runs or --name."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: this folder cannot be made: {error.strerror}.\n"
+            "Expected a place to write to; --runs DIR chooses another one."
+        ) from None
+    return f"sqlite:///{folder / 'study.db'}"
+
+
+def _write(study: Study, folder: Path) -> None:
+    from lightning_overlock.sweep.results import results
+    from lightning_overlock.sweep.write import write
+
+    write(results(study.optuna, study.sweep, folder), folder)
+
+
+def _finish(study: Study, build: "Build", folder: Path) -> None:
     """Measure what the rows cost, now that nothing else runs, and write the table."""
-    from lightning_overlock.sweep import cost, table
+    from lightning_overlock.sweep import cost
 
     known = study.optuna.user_attrs.get("cost", {})
+    measured = {name for name, found in known.items() if "error" not in found}
     try:
-        if study.sweep.search is None and not set(study.rows()) <= known.keys():
+        if study.sweep.search is None and not set(study.sweep.runnable) <= measured:
             study.optuna.set_user_attr("cost", known | cost.measure(study.sweep, build))
     finally:  # whatever happens to the costs, the results are shown
-        table.write(study.optuna, study.sweep, folder)
+        _write(study, folder)
 
 
 def _devices(typed: str | None, workers: int | None) -> list[str]:
@@ -169,24 +241,38 @@ def _devices(typed: str | None, workers: int | None) -> list[str]:
     return [names[int(word)] for word in found]
 
 
-def _print_status(study: Study) -> None:
+def _print_status(study: Study, folder: Path) -> None:
+    console = Console(highlight=False, markup=False)
+    stored = study.optuna.user_attrs.get("sweep")
+    if stored is not None:
+        compare_settings(study.sweep, stored, study.name)
+        for key, old, new in changed_rows(study.sweep, stored, study.trials()).values():
+            console.print(f"{key}: the file now says {new}, but it was trained with {old}.")
     table = Table(box=None, pad_edge=False)
     for column in ("trial", "state", "epochs", study.sweep.metric, "time", "tries", ""):
         table.add_column(column, justify="left" if column in {"trial", "state", ""} else "right")
-    for folder, trial in study.states().items():
-        attributes = trial.user_attrs if trial is not None else {}
-        best = attributes.get("best")
+    failed = []
+    for name, trial in study.states().items():
+        attributes: dict[str, Any] = trial.user_attrs if trial is not None else {}
+        value = attributes.get("value")
         error = attributes.get("error", "").splitlines()
+        if trial is not None and trial.state == TrialState.FAIL and error:
+            failed.append((name, attributes))
         reported = trial.intermediate_values if trial is not None else {}
         table.add_row(
-            folder,
+            name,
             "missing" if trial is None else trial.state.name.lower(),
             str(attributes.get("epochs") or (max(reported) + 1 if reported else "")),
-            "" if best is None else f"{best:.4g}",
+            "" if value is None else f"{value:.4g}",
             clock(attributes.get("seconds")),
             str(attributes.get("attempts", "")),
-            error[-1][:80] if error else "",
+            error[0][:80] if error else "",
         )
-    console = Console(highlight=False, markup=False)
     console.print(table)
+    for name, attributes in failed:
+        console.print(f"\n{name} failed: {folder / attributes.get('log', name + '.log')}")
+        for line in attributes["error"].splitlines()[:1] + attributes["error"].splitlines()[-6:]:
+            console.print(f"  {line}", soft_wrap=True)
+        if attributes.get("repeats"):
+            console.print("  It would fail in the same way again: `run --retry-failed` tries.")
     console.print(study.summary())

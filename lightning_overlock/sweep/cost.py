@@ -1,10 +1,8 @@
 """What each row of a sweep costs: parameters, multiply-adds and throughput, by `bench`."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
 from timm.utils import reparameterize_model
 
 from lightning_overlock.bench.measure import (
@@ -13,16 +11,20 @@ from lightning_overlock.bench.measure import (
     parameter_count,
     time_in_turn,
 )
+from lightning_overlock.bench.worker import Step
 from lightning_overlock.data.loading import Key
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.tasks import ClassificationTask
+
+if TYPE_CHECKING:
+    from lightning_overlock.sweep.validate import Build
 
 BATCH_SIZE = 16
 
 
 def measure(
     sweep: Sweep,
-    build: Callable[..., tuple[LightningModule, LightningDataModule]],
+    build: "Build",
     device: str | None = None,
     seconds: float = 2.0,
 ) -> dict[str, dict[str, Any]]:
@@ -39,37 +41,50 @@ def measure(
 
     Returns:
         For each row that can be run `params` in millions, `gmacs`, multiply-adds of one image in
-        billions, `images_per_second`, and in words how it was `measured`. Nothing for tasks other
+        billions, `images_per_second`, and in words how it was `measured`; for a row that cannot be
+        measured its `error`. Nothing for tasks other
         than classification, whose cost depends on what is in the images.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, dict[str, Any]] = {}
-    steps = {}
-    for row in sweep.rows.values():
-        if row.missing:
+    steps: dict[str, Step] = {}
+    for name in sweep.runnable:
+        try:
+            measured = _measure_row(sweep, build, name, device)
+        except Exception as error:  # whatever a row's network raises, the others are measured
+            lines = str(error).strip().splitlines() or [""]
+            found[name] = {"error": f"{type(error).__name__}: {lines[0]}"}
             continue
-        arguments = sweep.arguments(row.options, sweep.seeds[0], row.name)
-        task, data = build(arguments, device)
-        if not isinstance(task, ClassificationTask):
+        if measured is None:
             return {}
-        image, _ = data.source("val")[Key(0, 0)]  # type: ignore[attr-defined]
-        network: Any = reparameterize_model(task.model.eval(), inplace=True)
-        if getattr(network, "overview_head", None) is not None:
-            network.overview_head = None
-        images = image.expand(BATCH_SIZE, *image.shape).to(device)
-        network = network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-        steps[row.name] = inference_step(network, images)
-        size = "x".join(map(str, image.shape[1:]))
-        where = torch.cuda.get_device_name() if device == "cuda" else _threads()
-        found[row.name] = {
-            "params": parameter_count(network) / 1e6,
-            "gmacs": multiply_adds(network, tuple(image.shape)) / 1e9,
-            "measured": f"inference form, {size} px, batches of {BATCH_SIZE}, float32, {where}",
-        }
+        found[name], steps[name] = measured
     for name, time in time_in_turn(steps, seconds, device).items():
         found[name]["images_per_second"] = BATCH_SIZE / time
     return found
+
+
+def _measure_row(
+    sweep: Sweep, build: "Build", name: str, device: str
+) -> tuple[dict[str, Any], Step] | None:
+    """Return what a row's network costs and the step to be timed; None for other tasks."""
+    task, data = build(sweep.arguments(sweep.rows[name].options, sweep.seeds[0], name), device)
+    if not isinstance(task, ClassificationTask):
+        return None
+    image, _ = data.source("val")[Key(0, 0)]  # type: ignore[attr-defined]
+    network: Any = reparameterize_model(task.model.eval(), inplace=True)
+    if getattr(network, "overview_head", None) is not None:
+        network.overview_head = None
+    images = image.expand(BATCH_SIZE, *image.shape).to(device)
+    network = network.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    size = "x".join(map(str, image.shape[1:]))
+    where = torch.cuda.get_device_name() if device == "cuda" else _threads()
+    cost = {
+        "params": parameter_count(network) / 1e6,
+        "gmacs": multiply_adds(network, tuple(image.shape)) / 1e9,
+        "measured": f"inference form, {size} px, batches of {BATCH_SIZE}, float32, {where}",
+    }
+    return cost, inference_step(network, images)
 
 
 def _threads() -> str:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
 from lightning_overlock.runs.metrics_file import read_curve
-from lightning_overlock.sweep.results import Results
+from lightning_overlock.sweep.results import Line, Results
 
 DPI = 150
 # Told apart without colour: by line, marker and, in grey, by lightness.
@@ -26,51 +26,64 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.8}
 
 
-def row_figure(results: Results, path: Path) -> None:
-    """Draw every row's mean with its 95 % interval, the seeds as dots, and the baseline's mean.
+def write(results: Results, folder: Path) -> None:
+    """Write the figures of a sweep or of a search into a folder."""
+    if results.sweep.search is not None:
+        search_figures(results, folder)
+        return
+    for name, figure in (("rows", row_figure(results)), ("curves", curve_figure(results))):
+        _save(figure, results, folder / f"{name}.png")
+
+
+def row_figure(results: Results) -> Figure:
+    """Return every row's mean with its 95 % interval, the seeds as dots, and the baseline's mean.
 
     Args:
         results: Of a sweep with rows.
-        path: The PNG.
     """
-    scale = 100 if results.percent else 1
+    scale = results.scale
     lines = list(results.lines.values())
     figure = Figure(figsize=(7, 1.2 + 0.42 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
-    baseline = results.lines[results.sweep.baseline].mean
+    baseline = results.lines[results.sweep.baseline].spread
     if baseline is not None:
-        axes.axvline(baseline * scale, color="0.5", linestyle="--", linewidth=1, zorder=1)
+        axes.axvline(baseline.mean * scale, color="0.5", linestyle="--", linewidth=1, zorder=1)
     for place, line in enumerate(lines):
         seeds = [value * scale for value in line.values.values()]
         axes.plot(seeds, [place] * len(seeds), "o", color="0.6", markersize=4, zorder=2)
-        if line.mean is None:
+        if (spread := line.spread) is None:
             continue
-        half = (line.spread[2][1] - line.mean) * scale if line.spread else None
+        half = None if spread.high is None else (spread.high - spread.mean) * scale
         axes.errorbar(
-            line.mean * scale, place, xerr=half, fmt="D", color="black", markersize=5, capsize=4
+            spread.mean * scale, place, xerr=half, fmt="D", color="black", markersize=5, capsize=4
         )
-    axes.set_yticks(range(len(lines)), [_label(line.row.label, line.mean) for line in lines])
+    axes.set_yticks(range(len(lines)), [_label(results, line) for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    spread = ", mean and 95 % interval" if any(line.spread for line in lines) else ""
-    axes.set_xlabel(f"{results.metric}, best epoch{spread}")
-    axes.set_title(results.sweep.title, loc="left")
+    known = any(line.spread and line.spread.low is not None for line in lines)
+    interval = ", mean and 95 % interval" if known else ""
+    axes.set_xlabel(f"{results.metric}, {results.sweep.select} epoch{interval}")
+    axes.set_title(_plain(results.sweep.title), loc="left")
     _finish(axes)
-    _save(figure, results, path)
+    return figure
 
 
-def _label(label: str, mean: float | None) -> str:
-    return label if mean is not None else f"{label} (no result)"
+def _label(results: Results, line: Line) -> str:
+    label = _plain(results.sweep.label(line.name))
+    return label if line.values else f"{label} (no result)"
 
 
-def curve_figure(results: Results, folder: Path, path: Path) -> None:
-    """Draw every row's metric over the epochs: the seeds' mean, and their range as a band.
+def _plain(text: str) -> str:
+    """Return text that matplotlib prints as it is, not as a formula."""
+    return text.replace("$", r"\$")
+
+
+def curve_figure(results: Results) -> Figure:
+    """Return every row's metric over the epochs: the seeds' mean, and their range as a band.
 
     Args:
         results: Of a sweep with rows.
-        folder: Where the trials' run folders are.
-        path: The PNG.
     """
-    scale = 100 if results.percent else 1
+    scale = results.scale
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     shades = colormaps["viridis"]
@@ -79,8 +92,8 @@ def curve_figure(results: Results, folder: Path, path: Path) -> None:
     for number, (line, style, marker) in enumerate(styles):
         by_epoch: dict[int, list[float]] = defaultdict(list)
         for seed in line.values:
-            run = line.trials[seed].user_attrs.get("folder", f"{line.row.name}-seed{seed}")
-            for row in read_curve(folder / run):
+            run = line.trials[seed].user_attrs["folder"]
+            for row in read_curve(results.folder / run):
                 if results.sweep.metric in row:
                     by_epoch[int(row["epoch"]) + 1].append(row[results.sweep.metric] * scale)
         epochs = sorted(by_epoch)
@@ -95,19 +108,20 @@ def curve_figure(results: Results, folder: Path, path: Path) -> None:
             markersize=5,
             markevery=max(len(epochs) // 10, 1),
             color=color,
-            label=line.row.label,
+            label=_plain(results.sweep.label(line.name)),
         )
         low, high = ([find(by_epoch[e]) for e in epochs] for find in (min, max))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     many = any(len(line.values) > 1 for line in drawn)
-    axes.set_ylabel(f"{results.metric}{', mean and range of the seeds' if many else ''}")
-    axes.set_title(results.sweep.title, loc="left")
+    name = f"{results.sweep.metric} (%)" if results.sweep.percent else results.sweep.metric
+    axes.set_ylabel(f"{name}{', mean and range of the seeds' if many else ''}")
+    axes.set_title(_plain(results.sweep.title), loc="left")
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
     _finish(axes)
-    _save(figure, results, path)
+    return figure
 
 
 def _finish(axes: Any) -> None:
@@ -118,25 +132,24 @@ def _finish(axes: Any) -> None:
 
 def _save(figure: Figure, results: Results, path: Path) -> None:
     """Save a figure with the facts about its figures below it."""
-    text = "\n".join(line for fact in results.facts for line in wrap(fact, 120))
+    text = "\n".join(_plain(line) for fact in results.facts for line in wrap(fact, 120))
     lowest = figure.get_tightbbox().y0 / figure.get_figheight()
     figure.text(0.01, min(lowest, 0) - 0.02, text, va="top", fontsize=6, color="0.35")
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
-def search_figures(study: optuna.Study, results: Results, folder: Path) -> list[Path]:
+def search_figures(results: Results, folder: Path) -> list[Path]:
     """Draw a search's history, parameter importance and parallel coordinates by Optuna.
 
     Args:
-        study: The study.
-        results: Of it.
+        results: Of a search.
         folder: Where `history.png`, `importance.png` and `parallel.png` go.
 
     Returns:
         The files written; none before there is a complete trial, and no importance before there
         are trials enough to tell.
     """
-    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    done = [trial for trial in results.frozen if trial.state == TrialState.COMPLETE]
     if not done:
         return []
     kinds: dict[str, Any] = {
@@ -145,6 +158,8 @@ def search_figures(study: optuna.Study, results: Results, folder: Path) -> list[
     }
     if len(done) > 1 and _differ([trial.value for trial in done]):
         kinds["importance"] = optuna_plots.plot_param_importances
+    study = optuna.create_study(direction=results.sweep.direction)
+    study.add_trials(results.frozen)
     written = []
     for name, plot in kinds.items():
         with warnings.catch_warnings():

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from lightning_overlock.configs import find_file
 from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.sweep.spec import File, Profile, Row, Search, Settings, Sweep
+from lightning_overlock.sweep.parts import File, Profile, Row, Search, Settings
+from lightning_overlock.sweep.spec import Sweep
 
 # What --set may say of a search.
 SEARCH_KEYS = ("trials", "sampler", "pruner")
@@ -137,14 +138,15 @@ def _explain(kind: Any, error: ValidationError) -> str:
         return f"{name}: unknown key.{did_you_mean(key[-1], known)}{expected}"
     if found["type"] == "value_error":
         message = str(found["ctx"]["error"])
-        return f"{name}: {message}"
+        # Of one of its own keys the part says so itself.
+        return f"{name}{message}" if message.startswith(".") else f"{name}: {message}"
     if found["type"] == "missing":
         return f"{name}: this key is missing."
     message = found["msg"].replace("Input should be ", "").replace("valid ", "")
     names = found.get("ctx", {}).get("expected", "")
     near = did_you_mean(str(value), [n.strip("'") for n in names.replace(" or ", ", ").split(", ")])
     hint = " Put it in quotes." if found["type"] == "string_type" else ""
-    return f"{name}: found {str(value)[:60]!r}.{near}\nExpected {message}.{hint}"
+    return f"{name}: found {repr(value)[:60]}.{near}\nExpected {message}.{hint}"
 
 
 def _keys(kind: Any, loc: list[str]) -> list[str]:
@@ -224,7 +226,9 @@ class _Reader:
         if bool(rows) == (search is not None):
             raise InputError(f"{self.path}: expected either `rows` or `search`.")
         if not isinstance(found["metric"], str) or "/" not in found["metric"]:
-            raise self.error("metric", f"found {found['metric']!r}.", "Expected one as in val/top1.")
+            raise self.error(
+                "metric", f"found {found['metric']!r}.", "Expected one as in val/top1."
+            )
         if rows:
             self.check_rows(rows, found)
         return Sweep(
@@ -301,15 +305,8 @@ class _Reader:
         if not isinstance(subset, list):
             raise self.error(where, f"found {subset!r}.", "Expected a list of rows.")
         self.known(where, [*changes, *subset], own)
-        rows = {name: self.row(name, own[name], changes.get(name)) for name in own if name in subset}
+        rows = {name: _changed(own[name], changes.get(name)) for name in own if name in subset}
         return {name: self.with_levels(name, row, factors) for name, row in rows.items()}
-
-    def row(self, name: str, row: Row, changed: Row | None) -> Row:
-        """Return a row with what the profile changes in it."""
-        if changed is None:
-            return row
-        update = {key: getattr(changed, key) for key in changed.model_fields_set}
-        return row.model_copy(update=update | {"options": row.options | changed.options})
 
     def with_levels(self, name: str, row: Row, factors: dict[str, Any]) -> Row:
         """Return a row with the options of its levels below its own."""
@@ -346,12 +343,20 @@ class _SearchFile(Settings):
     search: Search
 
 
+def _changed(row: Row, changed: Row | None) -> Row:
+    """Return a row with what the profile changes in it."""
+    if changed is None:
+        return row
+    update = {key: getattr(changed, key) for key in changed.model_fields_set}
+    return row.model_copy(update=update | {"options": row.options | changed.options})
+
+
 def _product(factors: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Row]:
     """Return a row for every combination of levels."""
-    return {
-        "-".join(f"{factor}_{level}" for factor, level in zip(factors, levels, strict=True)): Row(
-            label=", ".join(f"{factor} {level}" for factor, level in zip(factors, levels, strict=True)),
-            levels=dict(zip(factors, levels, strict=True)),
-        )
-        for levels in itertools.product(*factors.values())
-    }
+    rows = {}
+    for combination in itertools.product(*factors.values()):
+        levels = dict(zip(factors, combination, strict=True))
+        name = "-".join(f"{factor}_{level}" for factor, level in levels.items())
+        label = ", ".join(f"{factor} {level}" for factor, level in levels.items())
+        rows[name] = Row(label=label, levels=levels)
+    return rows

@@ -1,75 +1,34 @@
-"""What a sweep has measured: each row's metric over its seeds, and whether rows differ."""
+"""What a study has measured: each row's metric over its seeds, and whether rows differ."""
 
-import math
-import statistics
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
-from scipy import special, stats
+from optuna.trial import FrozenTrial
 
-from lightning_overlock.sweep.spec import Row, Sweep
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.runs.metrics_file import read_curve
+from lightning_overlock.sweep.agreement import (
+    changed_rows,
+    compare_settings,
+    content_of,
+    stored_sweep,
+)
+from lightning_overlock.sweep.facts import facts_of, identical_rows, state_of, what_is_left_out
+from lightning_overlock.sweep.parts import Row
+from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.statistics import Comparison, Spread, compare, spread_of
+from lightning_overlock.sweep.trials import by_folder, counting, metric_of, tuning_scores
 
-LEVEL = 0.05
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
-
-# Statistics ---------------------------------------------------------------------------------------
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, tuple[float, float]] | None:
-    """Return mean, standard deviation and 95 % t-interval of the mean; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    # As t-distributed as seeds are normal; with few of them the interval is honestly wide.
-    mean, std = statistics.mean(values), statistics.stdev(values)
-    half = special.stdtrit(len(values) - 1, 1 - LEVEL / 2) * std / math.sqrt(len(values))
-    return mean, std, (float(mean - half), float(mean + half))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far a row is from the baseline.
-
-    Attributes:
-        value: Difference of the means, row less baseline.
-        p: Two-sided probability of one as large by chance; None where there is no spread to tell.
-        test: "paired t" where both were trained with the same seeds, else "Welch's t"; "" without.
-    """
-
-    value: float
-    p: float | None = None
-    test: str = ""
-
-    @property
-    def exceeds(self) -> bool | None:
-        """Whether it exceeds the seeds' noise; None where that cannot be told."""
-        return None if self.p is None else self.p < LEVEL
-
-
-def difference(row: dict[int, float], baseline: dict[int, float]) -> Difference:
-    """Return the difference of two rows' means, each row given as seed -> metric."""
-    ours, theirs = list(row.values()), list(baseline.values())
-    value = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-    if min(len(ours), len(theirs)) < 2:
-        return Difference(value)
-    with warnings.catch_warnings():
-        # Seeds that agree to the last digit; the probability is 0, 1 or no number then.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        if row.keys() == baseline.keys():
-            test = "paired t"
-            p = float(stats.ttest_rel(ours, [baseline[seed] for seed in row]).pvalue)
-        else:
-            test = "Welch's t"
-            p = float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
-    if math.isnan(p):  # no difference anywhere, and no spread
-        p = 1.0
-    return Difference(value, p, test)
-
-
-# Results ------------------------------------------------------------------------------------------
+# Points of a metric that is a share: what a table prints with one digit more than it means.
+MARGIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -77,185 +36,259 @@ class Line:
     """What is known of a row.
 
     Attributes:
+        name: The row's name.
         row: The row.
-        trials: The trial that counts for each seed, in the order of seeds.
-        values: Its metric by seed: the best of the run.
-        seconds: Mean training time; None if none is known.
+        trials: The trial that counts for each reported seed, in the order of seeds.
+        values: Its metric by seed.
         cost: `params` (millions), `gmacs`, `images_per_second`, as far as measured.
-        spread: Mean, standard deviation and 95 % interval; None for fewer than two seeds.
-        against: Difference to the baseline; None for the baseline and where one of both is missing.
+        scores: The points of its tuning with their mean metric.
+        against: Its comparison with the baseline; None for the baseline.
         published: The paper's difference to its baseline, in its unit.
         state: Why figures are missing, in words; empty if none are.
     """
 
+    name: str
     row: Row
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
-    seconds: float | None = None
     cost: dict[str, Any] = field(default_factory=dict)
-    spread: tuple[float, float, tuple[float, float]] | None = None
-    against: Difference | None = None
+    scores: list[tuple[dict[str, Any], float | None]] = field(default_factory=list)
+    against: Comparison | None = None
     published: float | None = None
     state: str = ""
 
     @property
-    def mean(self) -> float | None:
-        """Mean of the metric over the seeds there are."""
-        return sum(self.values.values()) / len(self.values) if self.values else None
+    def spread(self) -> Spread | None:
+        """The metric over the seeds there are; None for none."""
+        return spread_of(list(self.values.values())) if self.values else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean training time of the seeds with a result; None if none is known."""
+        known = [self.trials[seed].user_attrs.get("seconds") for seed in self.values]
+        found = [seconds for seconds in known if seconds is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that tuning chose; {} where nothing was tuned or nothing was trained."""
+        options = {option for point, _ in self.scores for option in point}
+        for trial in self.trials.values():
+            return {k: v for k, v in trial.user_attrs["options"].items() if k in options}
+        return {}
 
     @property
     def agrees(self) -> bool | None:
         """Whether the difference has the sign of the paper's; None where one is missing."""
-        if self.against is None or self.published is None:
+        value = self.against.value if self.against is not None else None
+        if value is None or self.published is None:
             return None
-        return self.against.value * self.published > 0
+        return value * self.published > 0
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of a sweep.
+    """What is known of a sweep; `lightning_overlock.sweep.load` returns it for notebooks.
 
     Attributes:
-        sweep: The sweep.
+        name: The study's name.
+        sweep: The sweep as it was run.
         lines: Its rows by name; none for a search.
-        trials: All trials that count, by number.
+        frozen: All trials that count, by number.
+        comparisons: What the file compares besides each row and the baseline.
+        notes: What must be known beside the figures, a sentence each.
         facts: How it was measured, a sentence each.
+        folder: Where the run folders are.
     """
 
+    name: str
     sweep: Sweep
     lines: dict[str, Line]
-    trials: list[FrozenTrial]
+    frozen: list[FrozenTrial]
+    comparisons: list[list[Comparison]]
+    notes: list[str]
     facts: list[str]
+    folder: Path
 
     @property
-    def percent(self) -> bool:
-        """Whether the metric is a share, which tables print in percent as papers do."""
-        values = [value for trial in self.trials if (value := metric_of(trial)) is not None]
-        return self.sweep.direction == "maximize" and all(0 <= value <= 1 for value in values)
+    def scale(self) -> float:
+        """What a value is multiplied with for the table: 100 for a share."""
+        return 100.0 if self.sweep.percent else 1.0
 
     @property
     def metric(self) -> str:
         """The metric's name with its unit."""
-        return f"{self.sweep.metric} (%)" if self.percent else self.sweep.metric
+        name = self.sweep.metric
+        if self.sweep.report == "test":
+            name = "test/" + name.partition("/")[2]
+        return f"{name} (%)" if self.sweep.percent else name
+
+    @property
+    def margin(self) -> float | None:
+        """The margin of equivalence in the metric's own unit."""
+        return margin_of(self.sweep)
+
+    @cached_property
+    def table(self) -> "pandas.DataFrame":
+        """One row per row of the sweep, metrics as they were logged."""
+        from lightning_overlock.sweep.table import sheet
+
+        return sheet(self).dataframe()
+
+    @cached_property
+    def trials(self) -> "pandas.DataFrame":
+        """One row per trial that counts: its row, seed, state, result and where they come from."""
+        import pandas
+
+        rows = []
+        for trial in self.frozen:
+            attributes = dict(trial.user_attrs)
+            for nested in ("options", "machine", "git", "metrics", "tuning"):
+                inner = attributes.pop(nested, None) or {}
+                attributes |= {f"{nested}.{key}": value for key, value in inner.items()}
+            state = {"trial": trial.number, "state": trial.state.name.lower()}
+            rows.append(state | {"value": metric_of(trial)} | attributes)
+        return pandas.DataFrame(rows)
+
+    @cached_property
+    def curves(self) -> "pandas.DataFrame":
+        """Every epoch of every trial: row, seed, epoch, metric, value; one row per value."""
+        import pandas
+
+        rows = [
+            {"row": t.user_attrs.get("row", f"trial {t.number}"), "seed": t.user_attrs["seed"]}
+            | {"folder": folder, "epoch": int(epoch["epoch"]), "metric": name, "value": value}
+            for t in self.frozen
+            if (folder := t.user_attrs.get("folder")) is not None
+            for epoch in read_curve(self.folder / folder)
+            for name, value in epoch.items()
+            if name not in {"epoch", "step"}
+        ]
+        return pandas.DataFrame(rows)
+
+    def figure(self) -> "Figure":
+        """Return every row's mean with its interval, the seeds as dots."""
+        from lightning_overlock.sweep.plots import row_figure
+
+        return row_figure(self)
+
+    def compare(self, row: str, other: str) -> Comparison:
+        """Compare two rows seed by seed; p is not adjusted for other comparisons.
+
+        Raises:
+            InputError: If there is no such row.
+        """
+        for name in (row, other):
+            if name not in self.lines:
+                hint = did_you_mean(name, self.lines)
+                known = ", ".join(self.lines)
+                raise InputError(f"'{name}' is no row.{hint}\nExpected two of {known}.")
+        return compare(self._values(), [(row, other)], self.sweep.direction, self.margin)[0]
+
+    def _values(self) -> dict[str, dict[int, float]]:
+        return {name: line.values for name, line in self.lines.items()}
+
+    def _repr_markdown_(self) -> str:
+        from lightning_overlock.sweep.table import sheet
+
+        return sheet(self).markdown()
 
 
-def metric_of(trial: FrozenTrial) -> float | None:
-    """Return a complete trial's metric, the best of its whole run; None where there is none."""
-    value = trial.user_attrs.get("best", trial.value)
-    if trial.state != TrialState.COMPLETE or value is None or not math.isfinite(value):
-        return None
-    return float(value)
+def margin_of(sweep: Sweep) -> float | None:
+    """Return the margin of equivalence in the metric's own unit; None for no such test."""
+    if sweep.margin is not None:
+        return sweep.margin / 100 if sweep.percent else sweep.margin
+    return MARGIN / 100 if sweep.percent else None
 
 
-def results(study: optuna.Study, sweep: Sweep) -> Results:
+def results(study: optuna.Study, sweep: Sweep | None, folder: Path) -> Results:
     """Collect what a study knows of a sweep.
 
     Of the trials of a row and seed the first complete one counts, and a failed one only where
     there is none.
 
     Args:
-        study: The study, whose user attributes and trials' are the runner's.
-        sweep: The sweep, read for the profile that was run.
+        study: The study.
+        sweep: The sweep file, for titles, labels and the choice of rows; None for all as it was
+            run. Figures are the study's alone.
+        folder: Where the run folders are.
+
+    Raises:
+        InputError: If the file says what the study was not run with.
     """
-    trials = [t for t in study.get_trials(deepcopy=False) if "duplicate_of" not in t.user_attrs]
+    stored = study.user_attrs.get("sweep")
+    every = study.get_trials(deepcopy=False)
+    if stored is None:
+        if sweep is None:
+            raise InputError(f"{study.study_name}: this study has not been run yet.")
+        stored = content_of(sweep)
+    if sweep is None:
+        sweep = stored_sweep(stored, folder)
+    else:
+        compare_settings(sweep, stored, study.study_name)
+        if not any(word.startswith("seeds=") for word in sweep.overrides):
+            sweep = sweep.model_copy(update={"seeds": stored["seeds"]})
+    grouped = by_folder(every)
     if sweep.search is not None:
-        return Results(sweep, {}, trials, _facts(study, sweep, trials))
-    counting: dict[tuple[str, int], FrozenTrial] = {}
-    for trial in trials:
-        key = (trial.params.get("row", ""), trial.params.get("seed", -1))
-        known = counting.get(key)
-        if known is None or known.state != TrialState.COMPLETE:
-            counting[key] = trial
-    cost = study.user_attrs.get("cost", {})
-    found = {
-        row.name: _line(
-            row,
-            {s: counting[row.name, s] for s in sweep.seeds if (row.name, s) in counting},
-            cost.get(row.name, {}),
-            sweep.seeds,
+        used = [trial for trial in every if "duplicate_of" not in trial.user_attrs]
+        facts = facts_of(study, sweep, used)
+        return Results(study.study_name, sweep, {}, used, [], [], facts, folder)
+    changed = changed_rows(sweep, stored, every)
+    costs = study.user_attrs.get("cost", {})
+    lines = {}
+    for name, row in sweep.rows.items():
+        reported = {seed: grouped.get(f"{name}-seed{seed}", []) for seed in sweep.seeds}
+        trials = {seed: counting(found) for seed, found in reported.items() if found}
+        line = _line(sweep, name, row, trials, changed.get(name))
+        scores = tuning_scores(sweep, name, every) if name in sweep.runnable else []
+        lines[name] = replace(line, cost=costs.get(name, {}), scores=scores)
+    lines = _compared(sweep, lines)
+    used = [t for line in lines.values() for t in line.trials.values()]
+    used += [counting(found) for found in grouped.values() if "tuning" in found[-1].user_attrs]
+    values = {name: line.values for name, line in lines.items()}
+    comparisons = [
+        compare(
+            values,
+            [(row, other) for other, row in itertools.pairwise(chain)],
+            sweep.direction,
+            margin_of(sweep),
         )
-        for row in sweep.rows.values()
-    }
-    baseline = found[sweep.baseline]
-    figure = sweep.metric.split("/")[-1]
-    lines = {name: _compared(line, baseline, figure) for name, line in found.items()}
-    used = [trial for line in lines.values() for trial in line.trials.values()]
-    return Results(sweep, lines, used, _facts(study, sweep, used))
+        for chain in sweep.comparisons
+    ]
+    notes = [*identical_rows(sweep, values), *what_is_left_out(sweep, stored)]
+    facts = facts_of(study, sweep, used)
+    return Results(study.study_name, sweep, lines, used, comparisons, notes, facts, folder)
 
 
-def _line(row: Row, trials: dict[int, FrozenTrial], cost: dict[str, Any], seeds: list[int]) -> Line:
+def _line(
+    sweep: Sweep,
+    name: str,
+    row: Row,
+    trials: dict[int, FrozenTrial],
+    changed: tuple[str, Any, Any] | None,
+) -> Line:
+    if changed is not None:
+        key, old, new = changed
+        state = (
+            f"left out: trained with {key} {old}, the file now says {new}; "
+            "a changed row needs a name of its own"
+        )
+        return Line(name, row, state=state)
     values = {s: value for s, t in trials.items() if (value := metric_of(t)) is not None}
-    times = [
-        t.user_attrs["seconds"]
-        for s, t in trials.items()
-        if s in values and "seconds" in t.user_attrs
-    ]
-    return Line(
-        row,
-        trials,
-        values,
-        sum(times) / len(times) if times else None,
-        cost,
-        mean_interval(list(values.values())),
-        state=_state(row, trials, values, seeds),
-    )
+    return Line(name, row, trials, values, state=state_of(row, trials, values, sweep.seeds))
 
 
-def _state(
-    row: Row, trials: dict[int, FrozenTrial], values: dict[int, float], seeds: list[int]
-) -> str:
-    """Return in words what is missing of a row."""
-    if row.missing:
-        return f"cannot be run: {row.missing}"
-    problems = []
-    for seed in seeds:
-        trial = trials.get(seed)
-        if seed in values:
-            continue
-        if trial is None or trial.state == TrialState.WAITING:
-            problems.append(f"seed {seed} was not run")
-        elif trial.state == TrialState.RUNNING:
-            problems.append(f"seed {seed} is not finished")
-        else:
-            lines = str(trial.user_attrs.get("error", "")).strip().splitlines()
-            problems.append(f"seed {seed} failed" + (f" ({lines[-1][:120]})" if lines else ""))
-    return "not run" if len(trials) == 0 else ", ".join(problems)
-
-
-def _compared(line: Line, baseline: Line, key: str) -> Line:
-    """Return a line with its differences to the baseline's."""
-    if line is baseline:
-        return line
-    ours, theirs = line.row.paper.get(key), baseline.row.paper.get(key)
-    changes: dict[str, Any] = {}
-    if ours is not None and theirs is not None:
-        changes["published"] = round(ours - theirs, 6)
-    if line.values and baseline.values:
-        changes["against"] = difference(line.values, baseline.values)
-    return Line(**(vars(line) | changes))
-
-
-def _facts(study: optuna.Study, sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return data, epochs, seeds, date, versions, hardware and command in words."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    epochs = sorted({t.user_attrs["epochs"] for t in done if "epochs" in t.user_attrs})
-    dates = sorted({str(t.user_attrs["date"])[:10] for t in done if "date" in t.user_attrs})
-    seeds = sweep.seeds[:1] if sweep.search else sweep.seeds
-    facts = [
-        f"Data: {sweep.data or 'not named'}. Epochs: {_range(epochs)}. "
-        f"Seeds: {', '.join(map(str, seeds))}."
-    ]
-    machines = {
-        ", ".join(f"{key} {value}" for key, value in trial.user_attrs["machine"].items())
-        for trial in done
-        if "machine" in trial.user_attrs
-    }
-    facts += [f"Trained {_range(dates)} with {machine}." for machine in sorted(machines)]
-    command = study.user_attrs.get("command", sweep.command)
-    return [*facts, f"Command: {command}"]
-
-
-def _range(values: Sequence[Any]) -> str:
-    if not values:
-        return "none yet"
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+def _compared(sweep: Sweep, lines: dict[str, Line]) -> dict[str, Line]:
+    """Return the lines with their comparisons to the baseline."""
+    values = {name: line.values for name, line in lines.items()}
+    pairs = [(name, sweep.baseline) for name in lines if name != sweep.baseline]
+    found = {c.row: c for c in compare(values, pairs, sweep.direction, margin_of(sweep))}
+    figure = sweep.metric.split("/")[-1]
+    theirs = sweep.rows[sweep.baseline].published(figure)
+    compared = {}
+    for name, line in lines.items():
+        ours = line.row.published(figure)
+        known = name != sweep.baseline and ours is not None and theirs is not None
+        published = round(ours - theirs, 6) if known and ours and theirs else None
+        compared[name] = replace(line, against=found.get(name), published=published)
+    return compared

@@ -1,17 +1,15 @@
 """Runs a sweep's trials in one or more workers, and records what comes out."""
 
-import math
+import contextlib
 import os
 import shlex
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,17 +18,15 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from lightning_overlock.errors import InputError, Interrupted
-from lightning_overlock.runs.checkpoint import checkpoint_of
-from lightning_overlock.runs.config import total_epochs
-from lightning_overlock.runs.layout import CONFIG, METRICS
-from lightning_overlock.runs.lock import claim_run_folder
-from lightning_overlock.runs.metrics_file import best_of, read_curve
+from lightning_overlock.errors import Interrupted
 from lightning_overlock.runs.progress import can_continue, is_finished, seconds_trained
+from lightning_overlock.sweep.follow import Follower, TrialFailed
 from lightning_overlock.sweep.live import Active, View, clock
+from lightning_overlock.sweep.process import INPUT_ERROR, Process, environment
+from lightning_overlock.sweep.provenance import checkout, machine
 from lightning_overlock.sweep.spec import Sweep
-from lightning_overlock.sweep.study import HEARTBEAT, Ended, Study
-from lightning_overlock.sweep.trial import Process, environment, machine
+from lightning_overlock.sweep.study import Claim, Study, TrialEnded
+from lightning_overlock.sweep.trials import Request
 
 # Between two looks at a trial's metrics, and at a queue that is empty.
 POLL_SECONDS = 1.0
@@ -48,9 +44,8 @@ class Runner:
         workers: How many trials run at the same time.
         devices: The GPUs' names as in CUDA_VISIBLE_DEVICES, shared out among the workers; none to
             let every trial see what this process sees.
-        retries: How often a failed trial is run again.
-        since: Failures of trials before this number do not count.
-        patient: Wait for trials of other runners, to take over what they leave.
+        request: What is to be trained, and how often what fails.
+        wait_for_others: Wait for trials of other runners, to take over what they leave.
     """
 
     def __init__(
@@ -61,9 +56,8 @@ class Runner:
         folder: Path,
         workers: int = 1,
         devices: list[str] | None = None,
-        retries: int = 1,
-        since: int = 0,
-        patient: bool = True,
+        request: Request | None = None,
+        wait_for_others: bool = True,
     ) -> None:
         self.sweep = sweep
         self.storage = storage
@@ -71,9 +65,8 @@ class Runner:
         self.folder = folder
         self.workers = workers
         self.devices = devices
-        self.retries = retries
-        self.since = since
-        self.patient = patient
+        self.request = request or Request()
+        self.wait_for_others = wait_for_others
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         share = max(1, (cores or 1) // workers)
         self.threads = min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
@@ -143,77 +136,99 @@ class Runner:
     def _work(self, index: int) -> None:
         study = Study(self.sweep, self.storage, self.name)
         while not self._stop.is_set():
-            with ExitStack() as taking:
-                taking.enter_context(study.alone())
-                if study.prepare(self.retries, self.since):
-                    self._summary = study.summary()
-                    objective = partial(self._objective, study, index, taking)
-                    self._optimize(study, objective)
-                    continue
-                self._summary = study.summary()
-                left = study.is_running()
-            if not (self.patient and left):
+            claim = study.take(self.request)
+            self._summary = study.summary()
+            if claim is not None:
+                self._run_trial(study, index, claim)
+                continue
+            # What is being tuned will queue its reported seeds.
+            wait_for_others = self.wait_for_others or self.sweep.tune is not None
+            if not (wait_for_others and study.is_running()):
                 return
             self._stop.wait(QUEUE_SECONDS)
 
-    def _optimize(self, study: Study, objective: Any) -> None:
-        try:
-            study.optuna.optimize(objective, n_trials=1, catch=(Ended,))
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            # Without a sign of life for too long, another runner has taken the trial: no loss.
-            if not study.has_lost():
-                raise
-
-    def _objective(self, study: Study, index: int, taking: ExitStack, trial: optuna.Trial) -> float:
-        try:
-            options, seed, name = study.claim(trial)
-        finally:
-            taking.close()
-        folder = self.folder / name
-        arguments = self.sweep.arguments(options, seed, name)
-        earlier = study.earlier(trial, name)
+    def _run_trial(self, study: Study, index: int, claim: Claim) -> None:
+        name = claim.job.folder
         self._active[index] = active = Active(name)
-        attributes: dict[str, Any] = {
-            "command": shlex.join(["lightning", *arguments]),
-            "machine": self._machines[index],
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "attempts": len(earlier) + 1,
-            "seconds_before": 0.0,
-        }
+        follow = Follower(study, claim, self.folder / name, self.sweep, active, self._view)
         try:
-            trained = False
-            # Without an earlier trial a folder of this name is not this study's.
-            if earlier:
-                _wait_until_free(folder)
-            if earlier and can_continue(folder):
-                before = earlier[-1].user_attrs.get("seconds_before", 0.0)
-                attributes["seconds_before"] = before + seconds_trained(folder)
-                trained = is_finished(folder)
-                arguments += ["--ckpt_path", "last"]
-            for key, value in attributes.items():
-                trial.set_user_attr(key, value)
-            follow = _Follower(study, trial, folder, self.sweep, active, self._view)
-            if trained:
-                # Its runner died before it could say so.
-                follow.report()
-                seconds = attributes["seconds_before"]
-            else:
-                self._train(index, arguments, follow)
-                seconds = attributes["seconds_before"] + seconds_trained(folder)
-            best = follow.record(seconds)
-            self._view.say(f"{name}  {self.sweep.metric} {best:.4g}  in {clock(seconds)}  done")
-            return best
+            found = self._train(index, follow)
+            study.finish(claim, TrialState.COMPLETE, found, found["value"])
         except optuna.TrialPruned:
+            seconds = seconds_trained(follow.folder)
+            with contextlib.suppress(TrialEnded):
+                study.finish(claim, TrialState.PRUNED, follow.result(seconds))
             self._view.say(f"{name}  pruned after epoch {active.epoch}")
-            raise
-        except Ended as end:
+        except TrialEnded as end:
             self._view.say(f"{name}  {end}")
-            raise
+            attributes = {}
+            if isinstance(end, TrialFailed):
+                attributes = {"error": end.error, "repeats": end.repeats, "log": f"{name}.log"}
+            with contextlib.suppress(TrialEnded):  # taken by another runner
+                study.finish(claim, TrialState.FAIL, attributes)
+        else:
+            follow.clear_checkpoints()
+            took = clock(found["seconds"])
+            self._view.say(f"{name}  {self.sweep.metric} {found['value']:.4g}  in {took}  done")
+            parameters = {"row": claim.job.row, "seed": claim.job.seed}
+            write_hparams(
+                follow.folder,
+                claim.trial.params if self.sweep.search else parameters | (claim.job.point or {}),
+                {f"best/{self.sweep.metric}": found["best"]},
+            )
         finally:
             del self._active[index]
 
-    def _train(self, index: int, arguments: list[str], follow: "_Follower") -> None:
-        """Run a trial's process to its end."""
+    def _train(self, index: int, follow: Follower) -> dict[str, Any]:
+        """Train a trial, or train it on, and return its result.
+
+        Raises:
+            TrialPruned: The pruner stops it.
+            TrialEnded: It has no result.
+        """
+        claim, folder = follow.claim, follow.folder
+        arguments = self.sweep.arguments(claim.job.options, claim.job.seed, claim.job.folder)
+        attributes: dict[str, Any] = {
+            "command": shlex.join(["lightning", *arguments]),
+            "machine": self._machines[index],
+            "git": checkout(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "attempts": len(claim.earlier) + 1,
+            "seconds_before": 0.0,
+        }
+        trained = False
+        # Without an earlier trial a folder of this name is not this study's.
+        if claim.earlier:
+            follow.wait_until_free()
+            if can_continue(folder):
+                before = claim.earlier[-1].user_attrs.get("seconds_before", 0.0)
+                attributes["seconds_before"] = before + seconds_trained(folder)
+                trained = is_finished(folder)
+                arguments += ["--ckpt_path", "last"]
+        for key, value in attributes.items():
+            claim.trial.set_user_attr(key, value)
+        seconds = attributes["seconds_before"]
+        if trained:  # its runner died before it could say so
+            follow.report()
+        else:
+            self._view.say(f"{folder.name}  started")
+            self._call(index, arguments, follow, training=True)
+            follow.report()
+            seconds += seconds_trained(folder)
+        found = follow.result(seconds)
+        if self.sweep.report == "test":
+            found["validation"] = found["value"]
+            self._call(index, follow.test_arguments(found), follow, training=False)
+            found["value"] = follow.test_result()
+        return found
+
+    def _call(self, index: int, arguments: list[str], follow: Follower, training: bool) -> None:
+        """Run a process to its end.
+
+        Raises:
+            TrialPruned: The pruner stops it.
+            TrialEnded: It was stopped or has failed.
+        """
         threads, devices = self.threads, self._devices_of(index)
         log = self.folder / f"{follow.folder.name}.log"
         process = Process(arguments, environment(self.folder, threads, devices), log)
@@ -221,168 +236,21 @@ class Runner:
         try:
             if self._stop.is_set():
                 process.interrupt()
-            self._view.say(f"{follow.folder.name}  started")
             while (code := process.wait(POLL_SECONDS)) is None:
-                follow.report(process)
+                if training:
+                    follow.report(process)
+                else:
+                    follow.beat()
             if code != 0 and self._stop.is_set():
-                raise Ended("interrupted")
+                raise TrialEnded("interrupted")
             if code != 0:
-                follow.fail(f"{_ending(code)}\n{process.last_lines()}".strip())
-            follow.report()
+                raise TrialFailed(process.failure(code), repeats=code == INPUT_ERROR)
         finally:
             process.kill()
             del self._processes[index]
 
 
-class _Follower:
-    """Carries what a run folder tells over to the study.
-
-    Args:
-        study: The study.
-        trial: The trial.
-        folder: Its run folder.
-        sweep: The sweep.
-        active: What is shown of it.
-        view: Where it is shown.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        trial: optuna.Trial,
-        folder: Path,
-        sweep: Sweep,
-        active: Active,
-        view: View,
-    ) -> None:
-        self.study = study
-        self.trial = trial
-        self.folder = folder
-        self.sweep = sweep
-        self.active = active
-        self.view = view
-        self._config = _stamp(folder / CONFIG)
-        self._metrics: tuple[int, int] | None = None
-        self._asked = time.monotonic()
-        self._reported = -1
-
-    def report(self, process: Process | None = None) -> None:
-        """Report epochs that are new.
-
-        Args:
-            process: The trial's, as long as it runs; what it has not begun is an earlier run's.
-
-        Raises:
-            TrialPruned: The pruner stops the trial.
-            Ended: Another runner has taken it.
-        """
-        if process is not None:
-            begun = _stamp(self.folder / CONFIG) not in {None, self._config}
-            if self.active.since is None and not begun:
-                return
-            if time.monotonic() - self._asked > HEARTBEAT:
-                self._asked = time.monotonic()
-                if self.study.trials()[self.trial.number].state != TrialState.RUNNING:
-                    raise Ended("taken by another runner")
-        if (stamp := _stamp(self.folder / METRICS)) == self._metrics and self.active.since:
-            return
-        curve = read_curve(self.folder)
-        if self.active.since is None:
-            self.active.since = time.monotonic()
-            self.active.begun_with = len(curve)
-            self.active.epochs = total_epochs(self.folder)
-        self._metrics = stamp
-        for row in curve:
-            epoch, value = int(row["epoch"]), row.get(self.sweep.metric)
-            if epoch <= self._reported:
-                continue
-            self._reported = epoch
-            self.active.advance(epoch + 1, value)
-            if value is None:
-                continue
-            self.trial.report(value, epoch)
-            if not self.view.interactive:
-                of = f"{epoch + 1}/{self.active.epochs or '?'}"
-                left = clock(self.active.seconds_left())
-                self.view.say(
-                    f"{self.folder.name}  epoch {of}  {self.sweep.metric} {value:.4g}"
-                    + (f"  {left} left" if left else "")
-                )
-            if process is not None and self.trial.should_prune():
-                self.record(seconds_trained(self.folder))
-                raise optuna.TrialPruned
-
-    def record(self, seconds: float) -> float:
-        """Store the result, and return the best of the metric.
-
-        Raises:
-            Ended: There is none.
-        """
-        metric = self.sweep.metric
-        curve = read_curve(self.folder)
-        measured = [row for row in curve if metric in row]
-        best = best_of(curve, metric, self.sweep.direction)
-        if best is None or not math.isfinite(measured[-1][metric]):
-            what = f"is {measured[-1][metric]}" if measured else "was not logged"
-            self.fail(f"{metric} {what} at the end of epoch {self.active.epoch}")
-        assert best is not None
-        # The file's digits may hide which of several epochs was the best.
-        epochs = {int(row["epoch"]) for row in curve if row.get(metric) == best[metric]}
-        found = checkpoint_of(self.folder, epochs)
-        attributes: dict[str, Any] = {
-            "best": best[metric],
-            "best_epoch": found[1] if found else int(best["epoch"]),
-            "checkpoint": f"{self.folder.name}/{found[0]}" if found else None,
-            "metrics": {name: v if math.isfinite(v) else str(v) for name, v in curve[-1].items()},
-            "epochs": len(curve),
-            "seconds": round(seconds, 3),
-        }
-        for key, value in attributes.items():
-            self.trial.set_user_attr(key, value)
-        _write_hparams(self.folder, self.trial.params, {f"best/{metric}": best[metric]})
-        return best[metric]
-
-    def fail(self, error: str) -> None:
-        """Record a failure.
-
-        Raises:
-            Ended: Always.
-        """
-        self.trial.set_user_attr("error", error)
-        raise Ended("failed: " + error.splitlines()[-1][:200])
-
-
-def _ending(code: int) -> str:
-    """Return in words how a process ended, by its exit code or that of its guard."""
-    number = -code if code < 0 else code - 128
-    if number in set(signal.Signals):
-        return f"ended by {signal.Signals(number).name}"
-    return f"exit code {code}"
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is written."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def _wait_until_free(folder: Path) -> None:
-    """Wait for an earlier process to leave its run folder, a minute at most.
-
-    After that `fit` says what is wrong.
-    """
-    for _ in range(60):
-        try:
-            with claim_run_folder(folder, continued=True):
-                return
-        except InputError:
-            time.sleep(1)
-
-
-def _write_hparams(folder: Path, parameters: dict[str, Any], metrics: dict[str, float]) -> None:
+def write_hparams(folder: Path, parameters: dict[str, Any], metrics: dict[str, float]) -> None:
     """Write the trial into its TensorBoard log, for the HParams tab."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

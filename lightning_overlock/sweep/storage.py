@@ -111,9 +111,7 @@ def open_study(storage: RDBStorage, name: str, sweep: Sweep | None) -> optuna.St
                 f"Start it with `lightning sweep run`. There are: {', '.join(known) or 'none'}."
             )
         else:
-            study = optuna.create_study(
-                study_name=name, storage=storage, direction=sweep.direction
-            )
+            study = optuna.create_study(study_name=name, storage=storage, direction=sweep.direction)
             study.set_user_attr("format", FORMAT)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)

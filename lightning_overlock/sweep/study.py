@@ -121,6 +121,9 @@ class Study:
                 self.optuna.set_user_attr("choices", list(self.sweep.rows))
             if content != stored:
                 self.optuna.set_user_attr("sweep", content)
+            commands = self.optuna.user_attrs.get("commands", [])
+            if self.sweep.command not in commands:
+                self.optuna.set_user_attr("commands", [*commands, self.sweep.command])
 
     # The queue ------------------------------------------------------------------------------------
 
@@ -167,10 +170,12 @@ class Study:
         rows = self.sweep.runnable
         jobs = [job for row in rows for job in self.sweep.tuning_jobs(row)]
         chosen = {row: choose(self.sweep, row, trials, request) for row in rows}
-        for seed in self.sweep.seeds:
-            for row in rows:
-                if (options := chosen[row]) is not None:
-                    jobs.append(self.sweep.reported_job(row, seed, options))
+        jobs += [
+            self.sweep.reported_job(row, seed, options)
+            for seed in self.sweep.seeds
+            for row in rows
+            if (options := chosen[row]) is not None
+        ]
         yield from (job for job in jobs if request.wants(job))
 
     def _draws(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -228,7 +233,7 @@ class Study:
             runner = trial.user_attrs.get("runner")
             # Whoever takes a trial gives it a runner before letting go of the lock.
             gone = runner is None or is_gone(runner)
-            if not gone and not is_here(runner):
+            if runner is not None and not gone and not is_here(runner):
                 sign, now = str(trial.user_attrs.get("heartbeat")), time.monotonic()
                 seen, since = self._signs.setdefault(trial.number, (sign, now))
                 if seen != sign:
@@ -307,11 +312,20 @@ class Study:
         named = {"pruned": "pruned", "running": "running", "waiting": "waiting", "fail": "failed"}
         return ", ".join(words + [f"{counts[k]} {word}" for k, word in named.items() if counts[k]])
 
-    def is_complete(self) -> bool:
-        """Tell whether every row and seed has a result, or the search has had all its trials."""
-        states = self.states().values()
-        done = [t for t in states if t and t.state in {TrialState.COMPLETE, TrialState.PRUNED}]
-        return len(done) >= (self.sweep.search.trials if self.sweep.search else len(states))
+    def is_complete(self, only: list[str] | None = None) -> bool:
+        """Tell whether every row and seed has a result, or the search has had all its trials.
+
+        Args:
+            only: The rows that count; None for all. What tuning tried counts for itself.
+        """
+        if self.sweep.search is not None:
+            ended = {TrialState.COMPLETE, TrialState.PRUNED}
+            done = [t for t in self.states().values() if t and t.state in ended]
+            return len(done) >= self.sweep.search.trials
+        states = self.states()
+        rows = self.sweep.runnable if only is None else only
+        wanted = [states[f"{row}-seed{seed}"] for row in rows for seed in self.sweep.seeds]
+        return all(trial is not None and trial.state == TrialState.COMPLETE for trial in wanted)
 
 
 def _attributes(job: Job) -> dict[str, Any]:

@@ -1,203 +1,296 @@
-"""The results of a sweep beside what the papers report, as tables."""
+"""The results of a sweep beside what the papers report, as tables and files."""
 
-import csv
-import io
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import optuna
-import rich.table
 from optuna.trial import FrozenTrial
-from rich.console import Console
-from rich.text import Text
 
-from lightning_overlock.sweep import plots
-from lightning_overlock.sweep.results import LEVEL, Difference, Line, Results, metric_of, results
-from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.results import Line, Results
+from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS_OF_STAR, Comparison
+from lightning_overlock.sweep.trials import metric_of
+from lightning_overlock.tables import Table, format_figure
 
 COSTS = {
     "params": "parameters (M)",
     "gmacs": "multiply-adds (G)",
     "images_per_second": "images/s",
 }
+TIME = "training (s)"
+# What a narrow terminal does without, first to last; the files have all.
+DROPPABLE = [
+    "sign agrees",
+    "paper: difference",
+    "paper: multiply-adds (G)",
+    "paper: parameters (M)",
+    COSTS["images_per_second"],
+    TIME,
+    "95 % interval",
+    COSTS["gmacs"],
+    COSTS["params"],
+    "could find",
+    "its 95 % interval",
+    "p (Holm)",
+]
 
 
-# Sheets -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table as text, for whatever it is printed with.
-
-    Attributes:
-        title: Its title.
-        headings: The columns'; the first column is text, the others are figures.
-        cells: A list per line.
-        records: The same lines as plain values, for CSV.
-        notes: Sentences below the table.
-    """
-
-    title: str
-    headings: list[str]
-    cells: list[list[str]]
-    records: list[dict[str, Any]]
-    notes: list[str]
-
-
-def sheet(found: Results) -> Sheet:
+def sheet(results: Results) -> Table:
     """Return the table of a sweep, or the trials of a search, best first."""
-    return _search_sheet(found) if found.sweep.search else _row_sheet(found)
+    return _search_sheet(results) if results.sweep.search else _row_sheet(results)
 
 
-def _row_sheet(results: Results) -> Sheet:
+def _row_sheet(results: Results) -> Table:
     sweep, lines = results.sweep, list(results.lines.values())
-    key = sweep.metric.split("/")[-1]
-    scale = 100 if results.percent else 1
-    published = [
-        name for name in (key, "gmacs", "params_m") if any(name in r.row.paper for r in lines)
-    ]
-    titles = {"gmacs": COSTS["gmacs"], "params_m": COSTS["params"], key: f"{key} (%)"}
-    columns: dict[str, list[str]] = {"": [line.row.label for line in lines]}
+    columns: dict[str, list[str]] = {"": [sweep.label(line.name) for line in lines]}
     for column in sweep.columns:
         if column in COSTS:
-            columns[COSTS[column]] = [_number(line.cost.get(column)) for line in lines]
+            columns[COSTS[column]] = [format_figure(line.cost.get(column)) for line in lines]
         elif column == "seconds":
-            columns["wall time (s)"] = [_number(line.seconds) for line in lines]
+            columns[TIME] = [format_figure(line.seconds) for line in lines]
         elif column == "metric":
-            columns[results.metric] = [_metric_cell(line, scale) for line in lines]
-            columns["95 % interval"] = [_interval_cell(line, scale) for line in lines]
-        elif column == "difference":
-            columns["difference"] = [
-                "baseline" if line.row.name == sweep.baseline else _difference_cell(line, scale)
+            for option in sweep.tune.options if sweep.tune else []:
+                columns[f"tuned: {option}"] = [_chosen(line, option) for line in lines]
+            columns[results.metric] = [_metric_cell(line, results.scale) for line in lines]
+            columns["95 % interval"] = [
+                "" if line.spread is None else _interval(line.spread, results.scale)
                 for line in lines
             ]
-        elif not published:
-            columns["paper"] = [""] * len(lines)
-        else:
-            for name in published:
-                figures = [line.row.paper.get(name, "") for line in lines]
-                columns[f"paper: {titles[name]}"] = list(map(str, figures))
-            columns["paper: difference"] = [
-                "" if line.published is None else f"{line.published:+.1f}" for line in lines
+        elif column == "difference":
+            found = [_comparison_cells(line.against, results) for line in lines]
+            for name in found[0]:
+                columns[name] = [cells[name] for cells in found]
+            columns["difference"] = [
+                "baseline" if line.name == sweep.baseline else cell
+                for line, cell in zip(lines, columns["difference"], strict=True)
             ]
-            columns["sign agrees"] = [_agreement(line) for line in lines]
-    return Sheet(
-        f"{sweep.title} ({sweep.name}, {sweep.profile})",
+        else:
+            columns |= _paper_columns(results)
+    # A column in which nothing stands says nothing.
+    columns = {name: cells for name, cells in columns.items() if name == "" or any(cells)}
+    return Table(
         list(columns),
         [list(cells) for cells in zip(*columns.values(), strict=True)],
-        [_record(line, sweep) for line in lines],
-        _row_notes(results),
+        title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
+        notes=_row_notes(results),
+        records=[_record(line, results) for line in lines],
+        words=frozenset({0}),
+        droppable=DROPPABLE,
+        label=results.name,
+    )
+
+
+def _paper_columns(results: Results) -> dict[str, list[str]]:
+    lines = list(results.lines.values())
+    key = results.sweep.metric.split("/")[-1]
+    titles = {key: f"{key} (%)", "gmacs": COSTS["gmacs"], "params_m": COSTS["params"]}
+    found = {}
+    for name, title in titles.items():
+        figures = [line.row.published(name) for line in lines]
+        found[f"paper: {title}"] = ["" if f is None else str(f) for f in figures]
+    found["paper: difference"] = [
+        "" if line.published is None else f"{line.published:+.1f}" for line in lines
+    ]
+    found["sign agrees"] = [_agreement(line) for line in lines]
+    return found
+
+
+def comparison_sheet(results: Results) -> Table | None:
+    """Return the comparisons that the file names; None if it names none."""
+    sweep = results.sweep
+    rows = [
+        {"": sweep.label(c.row), "compared with": sweep.label(c.other)}
+        | _comparison_cells(c, results)
+        for chain in results.comparisons
+        for c in chain
+    ]
+    if not rows:
+        return None
+    records = [
+        {"row": c.row, "compared_with": c.other} | _comparison_record(c)
+        for chain in results.comparisons
+        for c in chain
+    ]
+    return Table(
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        title=f"{sweep.title}: rows compared with each other",
+        notes=["p is adjusted (Holm) within each list of `comparisons`."],
+        records=records,
+        words=frozenset({0, 1}),
+        droppable=DROPPABLE,
+        label=f"{results.name}-comparisons",
     )
 
 
 def _row_notes(results: Results) -> list[str]:
     sweep, lines = results.sweep, list(results.lines.values())
-    notes = [f"{line.row.label}: {line.state}." for line in lines if line.state]
-    notes.append(
-        f"{results.metric}: the best epoch of each run, mean and standard deviation over the "
-        "seeds, 95 % interval of the mean (t)."
-        if any(line.spread for line in lines)
-        else f"{results.metric}: the best epoch of the run. One seed: no spread, no test."
-    )
-    tests = sorted({line.against.test for line in lines if line.against and line.against.test})
-    if tests:
+    notes = [f"{sweep.label(line.name)}: {line.state}." for line in lines if line.state]
+    notes += results.notes
+    notes.append(f"{results.metric}: {_selection(results)}")
+    tested = [c for line in lines if (c := line.against) is not None and c.p_holm is not None]
+    if tested:
+        margin = results.margin
         notes.append(
-            f"Difference to '{results.lines[sweep.baseline].row.label}'; with * it exceeds the "
-            f"seeds' noise ({' or '.join(tests)}, two-sided p < {LEVEL}, each row by itself)."
+            f"Difference to '{sweep.label(sweep.baseline)}', seed by seed: mean, 95 % t interval, "
+            f"p of the paired t test after Holm over {len(tested)} rows. 'could find': the "
+            "smallest difference that these seeds find with 80 % power at Holm's first step."
         )
+        notes.append(
+            f"better, worse: p < {LEVEL}"
+            + (
+                f"; no larger than {format_figure(margin * results.scale)}: two one-sided t "
+                f"tests, p < {LEVEL} after Holm"
+                if margin is not None
+                else ""
+            )
+            + f". * also has {MIN_SEEDS_OF_STAR} seeds or more."
+        )
+    if sweep.tune is not None:
+        notes += _tuning_notes(results)
     ways = sorted({str(line.cost["measured"]) for line in lines if "measured" in line.cost})
     notes += [f"Parameters, multiply-adds and images/s: {way}." for way in ways]
-    sources = sorted({str(line.row.paper["source"]) for line in lines if line.row.paper})
+    failed = [line for line in lines if "error" in line.cost]
+    notes += [f"{sweep.label(n.name)}: cost not measured, {n.cost['error']}." for n in failed]
+    sources = sorted({line.row.paper.source for line in lines if line.row.paper is not None})
     notes += [f"Paper: {source}; not measured here." for source in sources]
     return notes + results.facts
 
 
-def _record(line: Line, sweep: Sweep) -> dict[str, Any]:
+def _selection(results: Results) -> str:
+    """Return in words which value of each run counts."""
+    sweep = results.sweep
+    epoch = f"the {sweep.select} epoch of each run"
+    if sweep.report == "test":
+        epoch = f"the test split at {epoch} by {sweep.metric}"
+    many = any(len(line.values) > 1 for line in results.lines.values())
+    text = f"{epoch}, mean ± standard deviation over the seeds." if many else f"{epoch}. One seed."
+    if sweep.select == "best" and sweep.report == "val":
+        text += " Chosen and reported on the same data, so a little optimistic for every row."
+    return text
+
+
+def _tuning_notes(results: Results) -> list[str]:
+    sweep = results.sweep
+    assert sweep.tune is not None
+    grid = "; ".join(f"{o}: {', '.join(map(str, v))}" for o, v in sweep.tune.options.items())
+    notes = [
+        f"Tuned for every row alike, with seeds {', '.join(map(str, sweep.tune.seeds))} of their "
+        f"own, over {grid}; the best mean is used for the reported seeds."
+    ]
+    ends = {
+        option: {values[0], values[-1]}
+        for option, values in sweep.tune.options.items()
+        if len(values) > 2
+    }
+    at_end = [
+        f"{sweep.label(line.name)} ({option} {value})"
+        for line in results.lines.values()
+        for option, value in line.chosen.items()
+        if value in ends.get(option, set())
+    ]
+    if at_end:
+        notes.append(f"Chosen at an end of the grid, so perhaps not the best: {', '.join(at_end)}.")
+    return notes
+
+
+def _record(line: Line, results: Results) -> dict[str, Any]:
     """Return a line as plain values, metrics as they were logged."""
-    low, high = line.spread[2] if line.spread else (None, None)
-    against = line.against or Difference(math.nan)
+    spread = line.spread
     return {
-        "row": line.row.name,
-        "label": line.row.label,
+        "row": line.name,
+        "label": results.sweep.label(line.name),
         "state": line.state,
-        "metric": sweep.metric,
+        "metric": results.metric.removesuffix(" (%)"),
         "seeds": " ".join(map(str, line.values)),
         "values": " ".join(f"{value:.6g}" for value in line.values.values()),
-        "mean": line.mean,
-        "std": line.spread[1] if line.spread else None,
-        "low": low,
-        "high": high,
-        "difference": line.against.value if line.against else None,
-        "p": against.p,
-        "test": against.test,
-        "exceeds_noise": against.exceeds,
+        "n": len(line.values),
+        "mean": spread.mean if spread else None,
+        "std": spread.std if spread else None,
+        "low": spread.low if spread else None,
+        "high": spread.high if spread else None,
+        **_comparison_record(line.against),
+        **{f"tuned.{option}": value for option, value in line.chosen.items()},
         "params": line.cost.get("params"),
         "gmacs": line.cost.get("gmacs"),
         "images_per_second": line.cost.get("images_per_second"),
         "seconds": line.seconds,
-        **{f"paper_{name}": value for name, value in line.row.paper.items() if name != "source"},
+        **{f"paper_{n}": line.row.published(n) for n in ("top1", "gmacs", "params_m")},
         "paper_difference": line.published,
         "sign_agrees": line.agrees,
-        "paper_source": line.row.paper.get("source"),
+        "paper_source": line.row.paper.source if line.row.paper else None,
     }
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _comparison_record(found: Comparison | None) -> dict[str, Any]:
+    names = ("value", "std", "low", "high", "n", "p", "p_holm", "p_equivalence", "detectable")
+    record = {f"difference_{name}": getattr(found, name, None) for name in names}
+    return record | {"verdict": found.verdict if found else None, "star": found and found.star}
+
+
+def _comparison_cells(found: Comparison | None, results: Results) -> dict[str, str]:
+    names = ("difference", "its 95 % interval", "p (Holm)", "could find", "verdict")
+    if found is None or found.value is None:
+        return dict.fromkeys(names, "")
+    scale, margin = results.scale, results.margin
+    verdict = found.verdict
+    if verdict == "equivalent" and margin is not None:
+        verdict = f"no larger than {format_figure(margin * scale)}"  # type: ignore[assignment]
+    cells = (
+        f"{_signed(found.value, scale)}{'*' if found.star else ''}",
+        _interval(found, scale),
+        "" if found.p_holm is None else f"{found.p_holm:.2g}",
+        "" if found.detectable is None else _figure(found.detectable, scale),
+        verdict,
+    )
+    return dict(zip(names, cells, strict=True))
 
 
 def _figure(value: float, scale: float) -> str:
     return f"{value * scale:.2f}" if scale == 100 else f"{value:.4g}"
 
 
+def _signed(value: float, scale: float) -> str:
+    return ("+" if value >= 0 else "") + _figure(value, scale)
+
+
+def _interval(found: Any, scale: float) -> str:
+    if found.low is None:
+        return ""
+    return f"{_figure(found.low, scale)} to {_figure(found.high, scale)}"
+
+
+def _chosen(line: Line, option: str) -> str:
+    value = line.chosen.get(option)
+    return format_figure(value) if isinstance(value, float) else str(value or "")
+
+
 def _metric_cell(line: Line, scale: float) -> str:
-    if line.mean is None:
+    spread = line.spread
+    if spread is None:
         return "failed" if "failed" in line.state else "not run"
-    text = _figure(line.mean, scale)
-    if line.spread is not None:
-        text += f" ± {_figure(line.spread[1], scale)}"
-    return f"{text} (n = {len(line.values)})" if line.state else text
-
-
-def _interval_cell(line: Line, scale: float) -> str:
-    # Of two seeds it is as wide as the metric's whole range, and says nothing.
-    if line.spread is None or len(line.values) < 3:
-        return ""
-    low, high = line.spread[2]
-    return f"{_figure(low, scale)} to {_figure(high, scale)}"
-
-
-def _difference_cell(line: Line, scale: float) -> str:
-    if line.against is None:
-        return ""
-    sign = "+" if line.against.value >= 0 else ""
-    return f"{sign}{_figure(line.against.value, scale)}" + ("*" if line.against.exceeds else "")
+    text = _figure(spread.mean, scale)
+    if spread.std is not None:
+        text += f" ± {_figure(spread.std, scale)}"
+    return f"{text} (n = {spread.n})" if line.state else text
 
 
 def _agreement(line: Line) -> str:
     if line.agrees is None:
         return ""
     answer = "yes" if line.agrees else "no"
-    return answer if line.against and line.against.exceeds else f"{answer}, within noise"
+    sure = line.against is not None and line.against.verdict in {"better", "worse"}
+    return answer if sure else f"{answer}, undecided"
 
 
-def _search_sheet(results: Results) -> Sheet:
+def _search_sheet(results: Results) -> Table:
     sweep = results.sweep
     assert sweep.search is not None
-    scale = 100 if results.percent else 1
     worst = -math.inf if sweep.direction == "maximize" else math.inf
 
     def value(trial: FrozenTrial) -> float:
         found = metric_of(trial)
         return worst if found is None else found
 
-    trials = sorted(results.trials, key=value, reverse=sweep.direction == "maximize")
+    trials = sorted(results.frozen, key=value, reverse=sweep.direction == "maximize")
     options = list(sweep.search.space)
     cells, records = [], []
     for trial in trials:
@@ -208,8 +301,8 @@ def _search_sheet(results: Results) -> Sheet:
             [
                 f"trial {trial.number}",
                 *(f"{s:.3g}" if isinstance(s, float) else str(s) for s in settings),
-                state if found is None else _figure(found, scale),
-                _number(seconds),
+                state if found is None else _figure(found, results.scale),
+                format_figure(seconds),
             ]
         )
         records.append(
@@ -217,134 +310,18 @@ def _search_sheet(results: Results) -> Sheet:
             | {"metric": sweep.metric, "value": found, "seconds": seconds}
         )
     notes = [
-        f"{results.metric}: the best epoch of each run. {len(trials)} of {sweep.search.trials} "
-        f"trials; sampler {sweep.search.sampler}, pruner {sweep.search.pruner}."
+        f"{results.metric}: the {sweep.select} epoch of each run. {len(trials)} of "
+        f"{sweep.search.trials} trials; sampler {sweep.search.sampler}, pruner "
+        f"{sweep.search.pruner}."
     ]
     if trials and metric_of(trials[0]) is not None:
         best = [f"--{option} {trials[0].params[option]}" for option in options]
         notes.insert(0, f"Best: {' '.join(best)}")
-    return Sheet(
-        f"{sweep.title} ({sweep.name}, {sweep.profile})",
-        ["", *options, results.metric, "wall time (s)"],
+    return Table(
+        ["", *options, results.metric, TIME],
         cells,
-        records,
-        notes + results.facts,
+        title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
+        notes=notes + results.facts,
+        records=records,
+        label=results.name,
     )
-
-
-# Printing -----------------------------------------------------------------------------------------
-
-
-def rich_table(found: Sheet) -> rich.table.Table:
-    """Return a sheet for the terminal."""
-    table = rich.table.Table(
-        title=Text(found.title),
-        title_justify="left",
-        caption=Text("\n".join(found.notes)),
-        caption_justify="left",
-    )
-    for number, heading in enumerate(found.headings):
-        # The unit below the quantity, the quantity below whose it is.
-        lines = heading.replace(": ", ":\n").replace(" (", "\n(")
-        table.add_column(Text(lines), justify="right" if number else "left", no_wrap=True)
-    for line in found.cells:
-        table.add_row(*map(Text, line))
-    return table
-
-
-def markdown(found: Sheet) -> str:
-    """Return a sheet as Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    rule = ["---", *["---:"] * (len(found.headings) - 1)]
-    lines = [f"**{found.title}**", "", line(found.headings), line(rule), *map(line, found.cells)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in found.notes), ""])
-
-
-def csv_text(found: Sheet) -> str:
-    """Return a sheet's plain values as CSV, its notes as comments (`#`) above them."""
-    text = io.StringIO()
-    for note in (found.title, *found.notes):
-        text.write(f"# {' '.join(note.split())}\n")
-    fields = list(dict.fromkeys(name for record in found.records for name in record))
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found.records)
-    return text.getvalue()
-
-
-# In one pass, so that what is put in is not escaped again.
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def latex_escape(text: str) -> str:
-    """Return text that LaTeX prints as it is."""
-    escaped = re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match[0]], text)
-    return re.sub(r"(?<=\s)-(?=\d)|^-(?=\d)", "$-$", escaped)
-
-
-def latex(found: Sheet) -> str:
-    """Return a sheet as a LaTeX table that needs the package booktabs."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(latex_escape, cells)) + r" \\"
-
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{latex_escape(found.title)}}}",
-            rf"  \begin{{tabular}}{{l{'r' * (len(found.headings) - 1)}}}",
-            r"    \toprule",
-            f"    {line(found.headings)}",
-            r"    \midrule",
-            *(f"    {line(cells)}" for cells in found.cells),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"",
-            r"  \raggedright\footnotesize",
-            *(f"  {latex_escape(note)}\\\\" for note in found.notes),
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def write(study: optuna.Study, sweep: Sweep, folder: Path) -> None:
-    """Write the table (Markdown, CSV, LaTeX) and the figures of a sweep, and print the table.
-
-    Args:
-        study: The study.
-        sweep: The sweep, read for the profile that was run.
-        folder: Where the files go and where the trials' run folders are.
-    """
-    found = results(study, sweep)
-    page = sheet(found)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("table.md", markdown(page)),
-        ("table.csv", csv_text(page)),
-        ("table.tex", latex(page)),
-    ):
-        (folder / name).write_text(text)
-    if sweep.search is not None:
-        plots.search_figures(study, found, folder)
-    else:
-        plots.row_figure(found, folder / "rows.png")
-        plots.curve_figure(found, folder, folder / "curves.png")
-    table = rich_table(page)
-    # A pipe or a narrow window gets the whole table too: cut figures are of no use.
-    width = Console(width=1000).measure(table).maximum
-    console = Console()
-    Console(width=max(width, console.width)).print(table)

@@ -11,7 +11,8 @@ from PIL import Image
 import lightning_overlock
 from lightning_overlock.cli.main import main
 from lightning_overlock.cli.training import build
-from lightning_overlock.sweep.spec import find, read, shipped, validate
+from lightning_overlock.sweep.read import find, read, shipped
+from lightning_overlock.sweep.validate import validate
 
 ROOT = Path(lightning_overlock.__file__).parents[1]
 EXPECTED = {
@@ -80,15 +81,15 @@ def test_published_figures_are_the_paper_s_and_overlock_has_none():
     for name in EXPECTED:
         rows = read(name, "imagenet").rows
         if name in PUBLISHED:
-            found = {row.name: (row.paper["top1"], row.paper["gmacs"]) for row in rows.values()}
+            found = {name: (row.paper.top1, row.paper.gmacs) for name, row in rows.items()}
             assert found == PUBLISHED[name]
-            assert all("2603.19567" in row.paper["source"] for row in rows.values())
+            assert all("2603.19567" in row.paper.source for row in rows.values())
         else:
             assert not any(row.paper for row in rows.values())
 
 
 def test_rows_that_cannot_be_run_say_so():
-    missing = {r.name for name in EXPECTED for r in read(name).rows.values() if r.missing}
+    missing = {n for name in EXPECTED for n, r in read(name).rows.items() if r.missing}
     assert missing == {"ir_rwkv", "titans"}
 
 
@@ -122,7 +123,7 @@ def test_rows_differ_in_what_they_build(name):
     """Above all, none of the options is dropped on the way to the network."""
     sweep = read(name)
     sizes = {}
-    for row in sweep.rows.values():
-        task, _ = build(sweep.arguments(row.options, 1, row.name))
-        sizes[row.name] = sum(p.numel() for p in task.parameters())
+    for name, row in sweep.rows.items():
+        task, _ = build(sweep.arguments(row.options, 1, name))
+        sizes[name] = sum(p.numel() for p in task.parameters())
     assert len(set(sizes.values())) == len(sizes)

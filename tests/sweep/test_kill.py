@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from lightning_overlock.sweep import spec
-from lightning_overlock.sweep.study import Study, open_storage
+from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
 
 SWEEP = """\
 title: Killed
@@ -62,19 +63,19 @@ def run(*arguments):
 
 def results(runs):
     """Per row and seed: best, its epoch, and the whole curve less what depends on the clock."""
-    sweep = spec.read(Path("killed.yaml"))
+    sweep = read(Path("killed.yaml"))
     study = Study(sweep, open_storage(f"sqlite:///{runs}/killed-tiny/study.db"), "killed-tiny")
     complete = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
     found = {}
     for trial in complete:
-        key = (trial.params["row"], trial.params["seed"])
+        key = (trial.user_attrs["row"], trial.user_attrs["seed"])
         assert key not in found
         with (runs / "killed-tiny" / trial.user_attrs["folder"] / "metrics.csv").open() as file:
             curve = [
                 {name: v for name, v in row.items() if "per_second" not in name}
                 for row in csv.DictReader(file)
             ]
-        kept = ("best", "best_epoch", "checkpoint", "epochs")
+        kept = ("value", "epoch", "checkpoint", "epochs", "config_hash")
         found[key] = ({name: trial.user_attrs[name] for name in kept}, curve)
     return found, study.trials()
 
@@ -126,7 +127,7 @@ def test_runners_killed_at_random_moments_end_in_the_table_of_an_undisturbed_run
 def strip(table):
     """A table's rows without what was measured by the clock."""
     clocked = ("seconds", "images_per_second", "date", "command")
-    rows = csv.DictReader(line for line in table.splitlines() if not line.startswith("#"))
+    rows = csv.DictReader(table.splitlines())
     return [{k: v for k, v in row.items() if k and not k.startswith(clocked)} for row in rows]
 
 
@@ -140,7 +141,7 @@ def test_a_killed_trial_is_continued_and_ctrl_c_stops_cleanly(tmp_path, monkeypa
     for line in runner.stdout:
         lines.append(line)
         if "epoch 2/30" in line and not any("failed" in text for text in lines):
-            # The whole trial, guard and all.
+            # The whole trial, watchdog and all.
             for pid in left_over("runs/killed-tiny"):
                 os.kill(int(pid), signal.SIGKILL)
         if sum("started" in text for text in lines) == 2 and "epoch" in line:

@@ -15,7 +15,8 @@ import torch
 from optuna.trial import TrialState
 from sweep.fake_fit import value
 
-from lightning_overlock.sweep.study import Study, alone, open_storage
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
 
 ROOT = Path(__file__).parents[2]
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -24,16 +25,16 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = {paths!r}
-from lightning_overlock.sweep import runner, trial
+from lightning_overlock.sweep import process, runner
 from sweep.test_runner import sweep_of
-from lightning_overlock.sweep.study import Study, open_storage
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
 
-trial.COMMAND = [sys.executable, "-S", {fake!r}]
+process.COMMAND = [sys.executable, "-S", {fake!r}]
 sweep = sweep_of(rows={{"a": {{}}, "b": {{"model.x": 1}}}}, seeds=range(4),
                  options={{"fake.seconds": 0.2}})
 study = Study(sweep, open_storage(sys.argv[1]), "s-p", create=True)
-with study.alone():
-    study.settle()
+study.reconcile()
 folder = Path(sys.argv[2])
 folder.mkdir()
 runner.Runner(sweep, study.storage, "s-p", folder, workers=2).run()
@@ -118,7 +119,7 @@ def test_two_runners_share_one_sweep(server, tmp_path):
     with opened(server) as storage:
         trials = Study(sweep, storage, "s-p").trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    found = {(trial.params["row"], trial.params["seed"]): trial.value for trial in complete}
+    found = {(trial.user_attrs["row"], trial.user_attrs["seed"]): trial.value for trial in complete}
     assert len(trials) == len(complete) == len(found) == 8
     for (row, seed), metric in found.items():
         assert metric == max(value(float(row == "b"), seed, epoch) for epoch in range(3))
@@ -133,8 +134,8 @@ def test_two_runners_share_one_sweep(server, tmp_path):
 def test_a_runner_that_holds_the_queue_and_dies_frees_it(server):
     code = (
         "import sys, time\n"
-        "from lightning_overlock.sweep.study import alone, open_storage\n"
-        "with alone(open_storage(sys.argv[1]), int(sys.argv[2])):\n"
+        "from lightning_overlock.sweep.storage import open_storage, queue_lock\n"
+        "with queue_lock(open_storage(sys.argv[1]), sys.argv[2]):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -143,11 +144,10 @@ def test_a_runner_that_holds_the_queue_and_dies_frees_it(server):
     with opened(server) as storage:
         study = Study(sweep_of(), storage, "held", create=True)
         holder = subprocess.Popen(
-            [sys.executable, "-c", code, server, str(study.id)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, server, "held"], stdout=subprocess.PIPE, text=True
         )
         assert holder.stdout.readline() == "held\n"
         holder.kill()
         holder.communicate()
-        with alone(storage, study.id):
-            study.settle()
+        study.reconcile()
         assert study.optuna.user_attrs["sweep"]["name"] == "s"

@@ -1,50 +1,55 @@
-"""Statistics over seeds: held against scipy's and against figures worked out by hand."""
+"""What a study has measured, and that nothing else is shown under its name."""
 
 import math
 
-import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
-from scipy import stats
 
-from lightning_overlock.sweep.results import difference, mean_interval, results
-from lightning_overlock.sweep.spec import read
+from lightning_overlock.errors import InputError
+from lightning_overlock.sweep.agreement import content_of
+from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.results import results
 
-VALUES = st.lists(st.floats(0, 100), min_size=2, max_size=6)
+FILE = """\
+metric: val/top1
+baseline: b
+rows:
+  a: {paper: {top1: 79.6, source: s}}
+  b: {options: {model.lr: 1}, paper: {top1: 80.0, source: s}}
+  c: {missing: no code}
+profiles:
+  p: {configs: [quickstart], seeds: [1, 2, 3], data: digits}
+"""
 
 
 @pytest.fixture
-def sweep(tmp_path):
-    (tmp_path / "mine.yaml").write_text(
-        "{metric: val/top1, baseline: b, rows: {a: {paper: {top1: 79.6, source: s}}, "
-        "b: {paper: {top1: 80.0, source: s}}, c: {missing: no code}}, "
-        "profiles: {p: {configs: [quickstart], seeds: [1, 2, 3], data: digits}}}"
-    )
-    return read(str(tmp_path / "mine.yaml"))
+def write(tmp_path):
+    def write(*change, overrides=(), name="mine"):
+        text = FILE.replace(*change) if change else FILE
+        (tmp_path / f"{name}.yaml").write_text(text)
+        return read(str(tmp_path / f"{name}.yaml"), None, overrides)
+
+    return write
 
 
-def study_of(trials):
+@pytest.fixture
+def sweep(write):
+    return write()
+
+
+def study_of(sweep, trials):
     """A study with (row, seed, value, user attributes, state) each."""
-    study = optuna.create_study(direction="maximize")
-    choices = {
-        "row": CategoricalDistribution(["a", "b"]),
-        "seed": CategoricalDistribution([1, 2, 3]),
-    }
+    study = optuna.create_study(direction="maximize", study_name="s")
+    study.set_user_attr("sweep", content_of(sweep))
     for row, seed, value, attributes, state in trials:
-        study.add_trial(
-            create_trial(
-                state=state,
-                params={"row": row, "seed": seed},
-                distributions=choices,
-                value=value,
-                user_attrs=attributes,
-            )
-        )
+        marks = {"row": row, "seed": seed, "folder": f"{row}-seed{seed}", "options": {}}
+        study.add_trial(create_trial(state=state, value=value, user_attrs=marks | attributes))
     return study
+
+
+def found(sweep, trials, tmp_path, now=None):
+    return results(study_of(sweep, trials), now or sweep, tmp_path)
 
 
 def complete(row, seed, value, **attributes):
@@ -55,108 +60,127 @@ def failed(row, seed, **attributes):
     return (row, seed, None, attributes, TrialState.FAIL)
 
 
-@settings(deadline=None)
-@given(VALUES)
-def test_the_interval_is_student_s(values):
-    mean, std, (low, high) = mean_interval(values)
-    assert mean == pytest.approx(np.mean(values))
-    assert std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-    if std > 1e-6:
-        error = std / math.sqrt(len(values))
-        assert (low, high) == pytest.approx(stats.t.interval(0.95, len(values) - 1, mean, error))
+ALL = [
+    complete(row, seed, value + seed / 100)
+    for row, value in (("a", 0.5), ("b", 0.6))
+    for seed in (1, 2, 3)
+]
 
 
-def test_the_interval_of_three_seeds_is_the_textbook_s():
-    # t(.975, 2) = 4.302653; the standard deviation of 1, 2, 3 is 1
-    assert mean_interval([1.0, 2.0, 3.0])[2] == pytest.approx(
-        (2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6
-    )
-
-
-@pytest.mark.parametrize("values", [[], [0.5]])
-def test_one_seed_has_no_spread(values):
-    assert mean_interval(values) is None
-
-
-def test_rows_with_the_same_seeds_are_paired():
-    # Seeds differ more than rows: only the pairs tell that row is better
-    row, base = {1: 0.51, 2: 0.71, 3: 0.912}, {3: 0.9, 1: 0.5, 2: 0.7}
-    found = difference(row, base)
-    assert found.test == "paired t"
-    assert found.value == pytest.approx(0.032 / 3)
-    # By hand: differences .010, .010, .012; t = mean / (std / sqrt 3) = 16, two degrees of freedom
-    assert found.p == pytest.approx(2 * stats.t.sf(16, 2), rel=1e-6)
-    assert found.exceeds
-
-
-def test_rows_with_other_seeds_are_compared_by_welch():
-    row, base = {1: 0.5, 2: 0.6, 3: 0.55}, {1: 0.7, 2: 0.75}
-    found = difference(row, base)
-    a, b = np.array(list(row.values())), np.array(list(base.values()))
-    variances = a.var(ddof=1) / 3, b.var(ddof=1) / 2
-    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 1)
-    t = (a.mean() - b.mean()) / math.sqrt(sum(variances))
-    assert found.test == "Welch's t"
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), freedom))
-
-
-@pytest.mark.parametrize(
-    ("row", "base", "exceeds"),
-    [
-        ({1: 0.5}, {1: 0.4}, None),  # one seed tells nothing
-        ({1: 0.5, 2: 0.6}, {1: 0.5, 2: 0.6}, False),  # no difference at all
-        ({1: 0.5, 2: 0.5}, {1: 0.25, 2: 0.25}, True),  # a difference without any spread
-        ({1: 0.5, 2: 0.7}, {1: 0.6, 2: 0.5}, False),
-    ],
-)
-def test_what_cannot_be_told_is_not_claimed(row, base, exceeds):
-    assert difference(row, base).exceeds is exceeds
-
-
-def test_the_best_of_the_whole_run_counts_once_per_row_and_seed(sweep):
-    found = results(
-        study_of(
-            [
-                failed("a", 1, error="killed", attempts=1),
-                complete("a", 1, 0.1, best=0.5, seconds=10.0, epochs=4),
-                complete("a", 1, 0.9, best=0.9),  # of a runner that did not know the other
-                complete("a", 2, 0.8, best=0.8, duplicate_of=1),
-                complete("a", 2, 0.7, seconds=20.0, epochs=4),
-                complete("b", 1, 0.6),
-                failed("b", 2, duplicate_of=5),
-                failed("b", 2, error="line\nOut of memory", attempts=2),
-            ]
-        ),
+def test_one_trial_counts_per_row_and_seed(sweep, tmp_path):
+    line = found(
         sweep,
-    )
-    line = found.lines["a"]
-    assert line.values == {1: 0.5, 2: 0.7}
-    assert line.seconds == 15.0
-    assert line.state == "seed 3 was not run"
-    assert found.lines["b"].values == {1: 0.6}
-    assert found.lines["b"].state == "seed 2 failed (Out of memory), seed 3 was not run"
-    assert found.lines["c"].state == "cannot be run: no code"
-    assert line.against.value == pytest.approx(0.0)
-    assert line.against.exceeds is None
-    assert "Epochs: 4." in found.facts[0]
+        [
+            failed("a", 1, error="killed", attempts=1),
+            complete("a", 1, 0.5, seconds=10.0, epochs=4),
+            complete("a", 1, 0.9),  # of a runner that did not know the other
+            complete("a", 2, 0.8, duplicate_of=1),
+            complete("a", 2, 0.7, seconds=20.0, epochs=4),
+            complete("b", 1, 0.6),
+            failed("b", 2, error="Out of memory (exit code 1)\nline", attempts=2),
+        ],
+        tmp_path,
+    ).lines
+    assert line["a"].values == {1: 0.5, 2: 0.7}
+    assert line["a"].seconds == 15.0
+    assert line["a"].state == "seed 3 was not run"
+    assert line["b"].values == {1: 0.6}
+    assert line["b"].state == "seed 2 failed (Out of memory (exit code 1)), seed 3 was not run"
+    assert line["c"].state == "cannot be run: no code"
+    assert line["a"].against.n == 1
+    assert line["a"].against.verdict == "undecided"
 
 
 @pytest.mark.parametrize(("ours", "agrees"), [(0.4, True), (0.9, False)])
-def test_the_sign_of_the_difference_is_held_against_the_paper_s(sweep, ours, agrees):
+def test_the_sign_of_the_difference_is_held_against_the_paper_s(sweep, ours, agrees, tmp_path):
     trials = [complete("a", s, ours + s / 100) for s in (1, 2, 3)]
     trials += [complete("b", s, 0.8 - s / 100) for s in (1, 2, 3)]
-    line = results(study_of(trials), sweep).lines["a"]
+    line = found(sweep, trials, tmp_path).lines["a"]
     assert line.published == -0.4
     assert line.agrees is agrees
 
 
-def test_a_result_that_is_no_number_is_no_result(sweep):
-    trials = [complete("a", 1, 0.5, best=math.nan), complete("a", 2, 0.5, best=0.5)]
-    assert results(study_of(trials), sweep).lines["a"].values == {2: 0.5}
+def test_an_empty_study_has_a_line_for_every_row(sweep, tmp_path):
+    lines = found(sweep, [], tmp_path).lines
+    assert [line.state for line in lines.values()][:2] == ["not run", "not run"]
+    assert lines["a"].spread is None
+    assert lines["a"].agrees is None
 
 
-def test_an_empty_study_has_a_line_for_every_row(sweep):
-    found = results(optuna.create_study(), sweep)
-    assert [line.state for line in found.lines.values()][:2] == ["not run", "not run"]
-    assert found.lines["a"].mean is None
-    assert found.lines["a"].agrees is None
+# The file now, and the study as it was run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["metric=val/loss"], "metric: found val/loss, but the study s was run with val/top1"),
+        (["model.lr=3"], "options.model.lr: found 3, but the study s was run with nothing"),
+        (["configs=[cluttered]"], "configs.quickstart: found nothing"),
+        (["select=last"], "select: found last"),
+    ],
+)
+def test_settings_that_the_study_was_not_run_with_are_refused(write, overrides, key, tmp_path):
+    with pytest.raises(InputError, match=key) as error:
+        found(write(), ALL, tmp_path, now=write(overrides=overrides))
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_a_row_that_was_edited_is_left_out_and_says_so(write, tmp_path):
+    lines = found(write(), ALL, tmp_path, now=write("model.lr: 1", "model.lr: 3")).lines
+    assert lines["b"].values == {}
+    assert lines["b"].state == (
+        "left out: trained with rows.b.options.model.lr 1, the file now says 3; a changed row "
+        "needs a name of its own"
+    )
+    assert lines["a"].values == {1: 0.51, 2: 0.52, 3: 0.53}
+    assert lines["a"].against.value is None
+
+
+def test_another_file_s_study_is_refused(write, tmp_path):
+    text = ("rows:\n  a: {paper: {top1: 79.6, source: s}}\n  b:", "rows:\n  x: {}\n  y:")
+    other = write(*text, overrides=["baseline=y", "rows=[x, y]"], name="other")
+    with pytest.raises(InputError, match="none of its rows is among those of the study s: a, b, c"):
+        found(write(), ALL, tmp_path, now=other)
+
+
+def test_labels_titles_and_papers_may_change(write, tmp_path):
+    now = write("a: {paper: {top1: 79.6", "a: {label: renamed, paper: {top1: 70.0")
+    line = found(write(), ALL, tmp_path, now=now).lines["a"]
+    assert line.row.label == "renamed"
+    assert line.published == -10
+
+
+def test_seeds_and_rows_that_are_not_shown_are_named(write, tmp_path):
+    everything = found(write(), ALL, tmp_path, now=write("[1, 2, 3]", "[1]"))
+    assert list(everything.lines["a"].values) == [1, 2, 3]  # what was run is shown
+    some = found(write(), ALL, tmp_path, now=write(overrides=["seeds=[1, 2]", "rows=[b]"]))
+    assert some.notes == ["Not shown: the study's rows a, c.", "Not shown: the study's seeds 3."]
+
+
+def test_rows_that_end_the_same_are_warned_of(sweep, tmp_path):
+    trials = [complete(row, seed, seed / 10) for row in "ab" for seed in (1, 2, 3)]
+    (note,) = found(sweep, trials, tmp_path).notes
+    assert note.startswith("Warning: a and b have identical results in every seed.")
+
+
+# In a notebook
+
+
+def test_results_are_dataframes_in_a_notebook(sweep, tmp_path):
+    (tmp_path / "a-seed1").mkdir()
+    (tmp_path / "a-seed1" / "metrics.csv").write_text(
+        "stage,epoch,step,val/top1\nfit,0,4,0.3\nfit,1,8,0.51\ntest,1,8,0.4\n"
+    )
+    it = results(study_of(sweep, ALL), None, tmp_path)
+    assert it.table.set_index("row")["mean"]["a"] == pytest.approx(0.52)
+    assert it.trials["value"].tolist() == [value for _, _, value, _, _ in ALL]
+    assert it.curves[["row", "seed", "epoch", "value"]].values.tolist() == [
+        ["a", 1, 0, 0.3],
+        ["a", 1, 1, 0.51],
+    ]
+    assert it.compare("a", "b").value == pytest.approx(-0.1)
+    with pytest.raises(InputError, match="'x' is no row"):
+        it.compare("a", "x")
+    assert len(it.figure().axes) == 1
+    assert "52.00 ± 1.00" in it._repr_markdown_()
+    assert not math.isnan(it.table["mean"][0])

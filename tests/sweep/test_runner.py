@@ -7,19 +7,21 @@ import threading
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from sweep.fake_fit import value
 
 from lightning_overlock.errors import Interrupted
+from lightning_overlock.sweep import process as process_module
 from lightning_overlock.sweep import runner as runner_module
-from lightning_overlock.sweep import trial as trial_module
+from lightning_overlock.sweep import study as study_module
+from lightning_overlock.sweep.parts import Row, Search
 from lightning_overlock.sweep.runner import Runner
-from lightning_overlock.sweep.spec import Row, Search, Sweep
-from lightning_overlock.sweep.study import Study, open_storage
+from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
+from lightning_overlock.sweep.trials import Request
 
 FAKE = Path(__file__).with_name("fake_fit.py")
 EPOCHS = 3
@@ -36,13 +38,13 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fake(monkeypatch, tmp_path, checkpoints):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trial_module, "COMMAND", [sys.executable, "-S", str(FAKE)])
+    monkeypatch.setattr(process_module, "COMMAND", [sys.executable, "-S", str(FAKE)])
     monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(runner_module, "QUEUE_SECONDS", 0.05)
     monkeypatch.setenv("FAKE_CHECKPOINTS", str(checkpoints))
 
 
-def sweep_of(rows=None, seeds=(1, 2), options=None, search=None):
+def sweep_of(rows=None, seeds=(1, 2), options=None, search=None, **settings):
     rows = {"a": {}, "b": {"model.x": 1}} if rows is None else rows
     return Sweep(
         name="s",
@@ -54,25 +56,27 @@ def sweep_of(rows=None, seeds=(1, 2), options=None, search=None):
         metric="val/top1",
         direction="maximize",
         seeds=list(seeds),
-        rows={} if search else {name: Row(name, name, found) for name, found in rows.items()},
+        rows={} if search else {name: Row(options=found) for name, found in rows.items()},
         baseline="" if search else next(iter(rows)),
         columns=[],
         search=search,
         path=Path("s.yaml"),
+        **settings,
     )
 
 
 def study_of(sweep, folder=Path("runs/s-p"), create=True):
     folder.mkdir(parents=True, exist_ok=True)
     study = Study(sweep, open_storage(f"sqlite:///{folder}/study.db"), "s-p", create=create)
-    with study.alone():
-        study.settle()
+    study.reconcile()
     return study
 
 
 def runner_of(sweep, **settings):
     study = study_of(sweep)
-    return Runner(sweep, study.storage, "s-p", Path("runs/s-p"), **settings)
+    requested = {k: settings.pop(k) for k in list(settings) if k in Request.__annotations__}
+    folder = Path("runs/s-p")
+    return Runner(sweep, study.storage, "s-p", folder, request=Request(**requested), **settings)
 
 
 def run(sweep, **settings):
@@ -92,7 +96,7 @@ def best(x, seed, epochs=EPOCHS):
 def assert_table(trials, xs=((("a"), 0), (("b"), 1)), seeds=(1, 2)):
     """Hold the study against what the fake is known to yield: each row and seed once."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    found = {(t.params["row"], t.params["seed"]): t for t in complete}
+    found = {(t.user_attrs["row"], t.user_attrs["seed"]): t for t in complete}
     assert len(found) == len(complete)
     assert found.keys() == {(row, seed) for row, _ in xs for seed in seeds}
     for row, x in xs:
@@ -100,7 +104,7 @@ def assert_table(trials, xs=((("a"), 0), (("b"), 1)), seeds=(1, 2)):
             trial = found[row, seed]
             expected, epoch = best(x, seed)
             assert trial.value == trial.user_attrs["best"] == expected
-            assert trial.user_attrs["best_epoch"] == epoch
+            assert trial.user_attrs["epoch"] == epoch
             assert trial.user_attrs["checkpoint"] == f"{row}-seed{seed}/checkpoints/best.ckpt"
             assert trial.user_attrs["epochs"] == EPOCHS
             assert trial.intermediate_values == {e: value(float(x), seed, e) for e in range(EPOCHS)}
@@ -113,7 +117,7 @@ def test_every_row_is_trained_once_with_each_seed():
     assert starts() == ["a-seed1 new", "a-seed2 new", "b-seed1 new", "b-seed2 new"]
     for trial in trials:
         assert trial.params.keys() == {"row", "seed"}
-        assert trial.user_attrs["folder"] == "{row}-seed{seed}".format(**trial.params)
+        assert trial.user_attrs["folder"] == "{row}-seed{seed}".format(**trial.user_attrs)
         assert trial.user_attrs["metrics"]["epoch"] == EPOCHS - 1
         assert trial.user_attrs["attempts"] == 1
         assert trial.user_attrs["machine"]["torch"] == torch.__version__
@@ -141,31 +145,32 @@ def test_rows_and_seeds_can_be_added():
     trials = run(sweep_of())
     assert_table(trials)
     assert len(starts()) == 4
-    # Optuna reads the whole study as one space.
-    space = optuna.search_space.intersection_search_space(trials)
-    assert space["row"].choices == ("a", "b")
-    assert space["seed"].choices == (1, 2)
+    # Optuna wants one parameter's choices to be the same in all trials.
+    assert {t.user_attrs["row"]: t.params.get("row") for t in trials} == {"a": "a", "b": None}
+    assert {t.params["seed"] for t in trials} == {1, 2}
 
 
 def test_rows_that_cannot_be_run_are_left_out():
     sweep = sweep_of()
-    sweep.rows["c"] = Row("c", "c", missing="no data")
+    sweep.rows["c"] = Row(missing="no data")
     assert_table(run(sweep))
 
 
-@pytest.mark.parametrize(("how", "first"), [("crash", "exit code 1"), ("kill", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("how", "first"), [("crash", "the fake has crashed (exit code 1)"), ("kill", "SIGKILL")]
+)
 def test_a_trial_that_ends_early_is_recorded_and_continued(how, first):
     trials = run(sweep_of({"a": {}, "b": {"model.x": 1, f"fake.{how}": 2}}))
     assert_table(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    assert {trial.params["row"] for trial in failed} == {"b"}
+    assert {trial.user_attrs["row"] for trial in failed} == {"b"}
     assert len(failed) == 2
     for trial in failed:
         lines = trial.user_attrs["error"].splitlines()
         assert first in lines[0]
         assert lines[-1] == ("the fake has crashed" if how == "crash" else "fake training")
     assert [s for s in starts() if s.startswith("b-seed1")] == ["b-seed1 last", "b-seed1 new"]
-    done = [t for t in trials if t.params["row"] == "b" and t.state == TrialState.COMPLETE]
+    done = [t for t in trials if t.user_attrs["row"] == "b" and t.state == TrialState.COMPLETE]
     assert [trial.user_attrs["attempts"] for trial in done] == [2, 2]
 
 
@@ -177,7 +182,7 @@ def test_a_trial_that_always_fails_is_given_up_and_the_others_go_on(retries):
     assert sum(trial.state == TrialState.FAIL for trial in trials) == 1 + retries
     assert not study_of(sweep_of(rows, seeds=(1,))).is_complete()
     # Asked for again it is tried again.
-    again = run(sweep_of(rows, seeds=(1,)), retries=0, since=len(trials))
+    again = run(sweep_of(rows, seeds=(1,)), retries=0, ignore_failures_before=len(trials))
     assert len(again) == len(trials) + 1
 
 
@@ -185,7 +190,7 @@ def test_a_trial_that_always_fails_is_given_up_and_the_others_go_on(retries):
 def test_a_metric_that_is_not_finite_at_the_end_is_a_failure(epoch):
     rows = {"a": {}, "b": {"fake.nan": epoch, "model.x": 1}}
     trials = run(sweep_of(rows, seeds=(1,)), retries=0)
-    b = next(trial for trial in trials if trial.params["row"] == "b")
+    b = next(trial for trial in trials if trial.user_attrs["row"] == "b")
     if epoch == 2:
         assert b.state == TrialState.FAIL
         assert b.user_attrs["error"] == "val/top1 is nan at the end of epoch 3"
@@ -216,12 +221,12 @@ def test_ctrl_c_lets_trials_save_and_the_same_command_goes_on():
     assert [s for s in starts() if s.startswith("a-seed1")] == ["a-seed1 last", "a-seed1 new"]
 
 
-def test_a_trial_that_had_finished_is_not_trained_again():
+def test_a_trial_that_had_finished_is_not_trained_again(monkeypatch):
     """Its runner died between the end of the process and the word to the study."""
     sweep = sweep_of(seeds=(1,))
     run(sweep)
     study = study_of(sweep)
-    with study.storage.engine.begin() as connection:
+    with study.storage.engine.begin() as connection:  # no public call goes back in time
         for table in ("trial_values", "trial_intermediate_values"):
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE trial_id = 1")
         connection.exec_driver_sql("UPDATE trials SET state = 'RUNNING' WHERE trial_id = 1")
@@ -229,10 +234,7 @@ def test_a_trial_that_had_finished_is_not_trained_again():
             "UPDATE trial_user_attributes SET value_json = '\"elsewhere 1 1\"' "
             "WHERE trial_id = 1 AND key = 'runner'"
         )
-        connection.exec_driver_sql(
-            "INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (1, '2020-01-01 00:00:00')"
-            " ON CONFLICT (trial_id) DO UPDATE SET heartbeat = '2020-01-01 00:00:00'"
-        )
+    monkeypatch.setattr(study_module, "GRACE", 0.2)
     trials = run(sweep)
     assert_table(trials, seeds=(1,))
     assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
@@ -250,8 +252,8 @@ def test_folders_of_another_study_are_not_continued():
 
 
 def search_of(pruner="none", trials=4, sampler="random"):
-    space = {"model.x": FloatDistribution(0, 1)}
-    return Search(space, sampler, pruner, trials)
+    space = {"model.x": {"float": [0, 1]}}
+    return Search(space=space, sampler=sampler, pruner=pruner, trials=trials)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])

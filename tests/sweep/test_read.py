@@ -18,7 +18,10 @@ from optuna.distributions import (
 
 from lightning_overlock.cli.training import build
 from lightning_overlock.errors import InputError
-from lightning_overlock.sweep.spec import as_word, find, read, validate
+from lightning_overlock.sweep.agreement import content_of, stored_sweep
+from lightning_overlock.sweep.read import find, read
+from lightning_overlock.sweep.spec import as_word
+from lightning_overlock.sweep.validate import validate
 
 FILE = """\
 title: A sweep
@@ -128,7 +131,7 @@ def test_set_changes_settings_and_options(write):
 
 def test_a_search_space_is_optuna_s(write):
     search = read(write(SEARCH)).search
-    assert search.space == {
+    assert search.distributions == {
         "model.lr": FloatDistribution(1e-4, 1e-2, log=True),
         "model.warmup_epochs": IntDistribution(0, 4, step=2),
         "model.label_smoothing": CategoricalDistribution([0.0, 0.1]),
@@ -139,7 +142,10 @@ def test_a_search_space_is_optuna_s(write):
 def test_the_stored_content_is_json(write):
     for text in (FILE, SEARCH):
         sweep = read(write(text))
-        assert json.loads(json.dumps(sweep.content()))["seeds"] == sweep.seeds
+        stored = json.loads(json.dumps(content_of(sweep)))
+        again = stored_sweep(stored, Path())
+        assert (again.rows, again.search, again.seeds) == (sweep.rows, sweep.search, sweep.seeds)
+        assert content_of(again) == stored
 
 
 def test_one_key_of_a_dictionary_is_merged_with_what_configurations_and_the_profile_set(write):
@@ -203,9 +209,9 @@ def test_every_value_survives_the_command_line(value):
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds: found"),
         ("seeds: [1, 2]", "seeds: [a]", "seeds: found"),
         ("seeds: [1, 2]", "sedes: [1, 2]", "profiles.tiny.sedes: unknown key. .*'seeds'"),
-        ("title:", "columns: [parms]\ntitle:", "columns: unknown column 'parms'. .*'params'"),
+        ("title:", "columns: [parms]\ntitle:", "columns.0: found 'parms'. .*'params'"),
         ("source: somewhere", "top5: 1", "rows.other.paper.top5: unknown key"),
-        (", source: somewhere", "", "rows.other.paper: its figures need a `source`"),
+        (", source: somewhere", "", "rows.other.paper.source: this key is missing"),
         ("model.backbone_args.gate: false", "seed_everything: 1", "rows.no_gate.options.seed"),
         ("model.backbone_args.gate", "--model.lr", "named without '-'"),
         ("configs: [quickstart]\n", "configs: []\n", "configs: found"),
@@ -226,7 +232,11 @@ def test_a_mistake_in_a_file_is_told_with_file_and_key(write, old, new, expected
         ("float: [1e-4, 1.0e-2]", "float: [1]", "search.space.model.lr: "),
         ("float: [1e-4, 1.0e-2]", "float: [1, 0.1]", "search.space.model.lr: "),
         ("float: [1e-4, 1.0e-2]", "float: [0, 1]", "search.space.model.lr: "),
-        ("float: [1e-4", "flot: [1e-4", "search.space.model.lr.flot: unknown key. .*'float'"),
+        (
+            "float: [1e-4",
+            "flot: [1e-4",
+            r"search.space.model.lr: found .*\nUnknown key 'flot'. Did you mean 'float'",
+        ),
         ("int: [0, 4]", "int: [0.5, 4]", "search.space.model.warmup_epochs: "),
         ("categorical: [0.0, 0.1]", "categorical: []", "search.space.model.label_smoothing: "),
         ("[0.0, 0.1]}", "[0.0, 0.1], log: true}", "search.space.model.label_smoothing: "),

@@ -1,17 +1,14 @@
-"""A trial: one `lightning fit` as a process, and the machine it runs on."""
+"""A trial's process: one `lightning fit`, as a person would type it."""
 
 import contextlib
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from lightning_overlock.sweep import guard
+from lightning_overlock.sweep import watchdog
 
 # What a person would type, less its arguments.
 COMMAND = [sys.executable, "-m", "lightning_overlock"]
@@ -22,6 +19,9 @@ FOREIGN = ("SLURM_", "TORCHELASTIC_", "PL_", "LOCAL_", "GROUP_", "MASTER_")
 FOREIGN_NAMES = {"RANK", "WORLD_SIZE", "NODE_RANK"}
 
 TAIL_LINES = 12
+
+# The exit code of a known input error, which would come again exactly.
+INPUT_ERROR = 2
 
 
 # The process -------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class Process:
         with log.open("ab") as output:
             self._from = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, *COMMAND, *arguments],
+                [sys.executable, "-I", watchdog.__file__, *COMMAND, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -105,48 +105,33 @@ class Process:
         lines = [line[-300:] for line in text.splitlines() if line.strip()]
         return "\n".join(lines[-TAIL_LINES:])
 
+    def failure(self, code: int) -> str:
+        """Return why it failed: the cause in the first line, its last lines below.
 
-# The machine -------------------------------------------------------------------------------------
-
-
-def machine(threads: int, devices: str | None) -> dict[str, Any]:
-    """Return the hardware and the versions that trials run with, in words without names."""
-    import lightning
-    import optuna
-    import timm
-
-    from lightning_overlock import __version__
-
-    words: dict[str, Any] = {"cpu": _processor(), "cores": os.cpu_count(), "threads": threads}
-    if gpus := _gpus(devices):
-        words["gpu"] = ", ".join(gpus)
-    return words | {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "timm": timm.__version__,
-        "optuna": optuna.__version__,
-        "lightning_overlock": __version__,
-    }
+        Args:
+            code: Its exit code, or that of its watchdog.
+        """
+        lines = self.last_lines().splitlines()
+        ending = _ending(code)
+        if code == INPUT_ERROR:
+            known = [line for line in lines if line.startswith("lightning: ")]
+        else:
+            # The last line of a traceback; what a library prints while it ends comes after it.
+            known = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+        if known:
+            cause = known[-1].removeprefix("lightning: ")
+        elif ending.startswith("ended by"):
+            cause, ending = ending, f"exit code {code}"
+        else:
+            cause = lines[-1] if lines else "it printed nothing"
+        return "\n".join([f"{cause[:300]} ({ending})", *lines])
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
-
-
-def _gpus(devices: str | None) -> list[str]:
-    """Return the GPUs' names, without making a CUDA context in this process."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    visible = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    chosen = [f"--id={visible}"] if visible else []
-    if visible == "":
-        return []
-    answer = subprocess.run([*query, *chosen], capture_output=True, text=True, check=False)
-    return [line.strip() for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+def _ending(code: int) -> str:
+    """Return in words how a process ended, by its exit code or that of its watchdog."""
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGKILL:
+        return "ended by SIGKILL, as for want of memory"
+    if number in set(signal.Signals):
+        return f"ended by {signal.Signals(number).name}"
+    return f"exit code {code}"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_overlock.sweep import guard, trial
-from lightning_overlock.sweep.trial import Process, environment
+from lightning_overlock.sweep import process as process_module
+from lightning_overlock.sweep import watchdog
+from lightning_overlock.sweep.process import Process, environment
 
 # Starts a child of its own, as a multi-GPU training does, tells both pids and waits.
 FAMILY = """
@@ -42,7 +43,7 @@ def command(monkeypatch, tmp_path):
     processes = []
 
     def start(code):
-        monkeypatch.setattr(trial, "COMMAND", [sys.executable, "-c", code])
+        monkeypatch.setattr(process_module, "COMMAND", [sys.executable, "-c", code])
         processes.append(Process([], dict(os.environ), tmp_path / "log"))
         return processes[-1]
 
@@ -60,7 +61,8 @@ def pids(log):
 def test_a_trial_dies_with_its_runner_whatever_kills_it(number, tmp_path):
     asker = (
         "import subprocess, sys, time\n"
-        f"command = [sys.executable, '-I', {guard.__file__!r}, sys.executable, '-c', {FAMILY!r}]\n"
+        f"command = [sys.executable, '-I', {watchdog.__file__!r}]\n"
+        f"command += [sys.executable, '-c', {FAMILY!r}]\n"
         "subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True,\n"
         f"                 stdout=open({str(tmp_path / 'log')!r}, 'w'))\n"
         "time.sleep(600)"
@@ -130,3 +132,27 @@ def test_a_trial_is_no_task_of_the_runners_own_cluster_job(monkeypatch, tmp_path
     assert found["OMP_NUM_THREADS"] == "2"
     assert found["PATH"] == os.environ["PATH"]
     assert environment(tmp_path, 1, None)["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.parametrize(
+    ("code", "first"),
+    [
+        ("raise ValueError('too deep')", "ValueError: too deep (exit code 1)"),
+        (
+            "import sys; print('lightning: the loss is nan at step 3\\ntry a lower rate'); "
+            "sys.exit(2)",
+            "the loss is nan at step 3 (exit code 2)",
+        ),
+        (
+            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n"
+            "    import atexit; atexit.register(print, 'bye')\n"
+            "    raise OSError(28, 'full') from e",
+            "OSError: [Errno 28] full (exit code 1)",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL, as for want of memory"),
+        ("import sys; sys.exit(3)", "it printed nothing (exit code 3)"),
+    ],
+)
+def test_a_failure_names_its_cause_first(code, first, command):
+    process = command(code)
+    assert process.failure(process.wait(20)).splitlines()[0].startswith(first)

@@ -1,0 +1,102 @@
+"""Where a trial's figures come from: code, versions, machine, configuration."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_overlock import __version__
+from lightning_overlock.runs.layout import CONFIG
+
+# Of a run's configuration: what differs between runs of one configuration.
+PLACE = ("name", "seed_everything", "ckpt_path")
+
+
+@cache
+def checkout() -> dict[str, Any]:
+    """Return the git commit of the package's checkout and whether files in it had changed.
+
+    Without a checkout of the package, that of the current folder; nothing where there is none.
+    """
+    package = Path(__file__).parents[1]
+    for folder, files in ((package, [str(package / "__init__.py")]), (Path.cwd(), [])):
+        if files and _git(folder, "ls-files", "--error-unmatch", *files) is None:
+            continue
+        if (commit := _git(folder, "rev-parse", "HEAD")) is not None:
+            changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+            return {"commit": commit, "changed": bool(changed)}
+    return {}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(folder), *words]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def config_hash(folder: Path) -> str | None:
+    """Return a hash of a run's whole configuration, the same for all its seeds and places.
+
+    Args:
+        folder: The run folder; None comes back where it has no configuration yet.
+    """
+    try:
+        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    kept = {key: value for key, value in content.items() if key not in PLACE}
+    if isinstance(trainer := kept.get("trainer"), dict):
+        kept["trainer"] = {k: v for k, v in trainer.items() if k not in {"default_root_dir"}}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def machine(threads: int, devices: str | None) -> dict[str, Any]:
+    """Return the hardware and the versions that trials run with, in words without names."""
+    words: dict[str, Any] = {"cpu": _processor(), "cores": os.cpu_count(), "threads": threads}
+    if gpus := _gpus(devices):
+        words["gpu"] = ", ".join(gpus)
+    return words | {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        **{name: _version(name) for name in ("torch", "lightning", "timm", "optuna")},
+        "lightning_overlock": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def _gpus(devices: str | None) -> list[str]:
+    """Return the GPUs' names, without making a CUDA context in this process."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    visible = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    chosen = [f"--id={visible}"] if visible else []
+    if visible == "":
+        return []
+    answer = subprocess.run([*query, *chosen], capture_output=True, text=True, check=False)
+    return [line.strip() for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+
+
+def _version(name: str) -> str:
+    # A module knows its variant too, as in 2.11.0+cu130.
+    return str(getattr(sys.modules.get(name), "__version__", None) or version(name))
