@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 
 from lightning_overlock.configs import find_file
 from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.files import read_text
 from lightning_overlock.sweep.parts import File, Profile, Row, Search, Settings
 from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.yaml_files import parse_yaml
 
 # What --set may say of a search.
 SEARCH_KEYS = ("trials", "sampler", "pruner")
@@ -51,7 +54,7 @@ def read(
         InputError: For what is wrong in the file or the overrides, naming file and key.
     """
     path = path_or_name if isinstance(path_or_name, Path) else find(path_or_name)
-    file = _validated(File, _load(path), str(path))
+    file = _validated(File, parse_yaml(read_text(path, str(path)), str(path)), str(path))
     if profile is None:
         profile = file.profile or next(iter(file.profiles), "")
     if profile not in file.profiles:
@@ -60,40 +63,6 @@ def read(
             f"Expected one of {', '.join(file.profiles) or 'those under the key profiles'}."
         )
     return _Reader(path, file, profile, list(overrides)).sweep()
-
-
-# YAML ---------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML would take the last one in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' stands twice", key_node.start_mark
-                )
-            seen.append(key)
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: found a binary file, expected a YAML sweep file.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {getattr(error, 'problem', error)}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: found {str(content)[:60]!r}, expected YAML `key: value`.")
-    return content
 
 
 def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -143,6 +112,7 @@ def _explain(kind: Any, error: ValidationError) -> str:
     if found["type"] == "missing":
         return f"{name}: this key is missing."
     message = found["msg"].replace("Input should be ", "").replace("valid ", "")
+    message = re.sub(r"a dictionary.*", "`key: value` for each", message)
     names = found.get("ctx", {}).get("expected", "")
     near = did_you_mean(str(value), [n.strip("'") for n in names.replace(" or ", ", ").split(", ")])
     hint = " Put it in quotes." if found["type"] == "string_type" else ""

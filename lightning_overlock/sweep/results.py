@@ -2,15 +2,13 @@
 
 import itertools
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.runs.metrics_file import read_curve
+from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.agreement import (
     changed_rows,
     compare_settings,
@@ -22,10 +20,6 @@ from lightning_overlock.sweep.parts import Row
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.statistics import Comparison, Spread, compare, spread_of
 from lightning_overlock.sweep.trials import by_folder, counting, metric_of, tuning_scores
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
 
 # Points of a metric that is a share: what a table prints with one digit more than it means.
 MARGIN = 0.2
@@ -88,7 +82,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of a sweep; `lightning_overlock.sweep.load` returns it for notebooks.
+    """What is known of a sweep.
 
     Attributes:
         name: The study's name.
@@ -127,71 +121,6 @@ class Results:
     def margin(self) -> float | None:
         """The margin of equivalence in the metric's own unit."""
         return margin_of(self.sweep)
-
-    @cached_property
-    def table(self) -> "pandas.DataFrame":
-        """One row per row of the sweep, metrics as they were logged."""
-        from lightning_overlock.sweep.table import sheet
-
-        return sheet(self).dataframe()
-
-    @cached_property
-    def trials(self) -> "pandas.DataFrame":
-        """One row per trial that counts: its row, seed, state, result and where they come from."""
-        import pandas
-
-        rows = []
-        for trial in self.frozen:
-            attributes = dict(trial.user_attrs)
-            for nested in ("options", "machine", "git", "metrics", "tuning"):
-                inner = attributes.pop(nested, None) or {}
-                attributes |= {f"{nested}.{key}": value for key, value in inner.items()}
-            state = {"trial": trial.number, "state": trial.state.name.lower()}
-            rows.append(state | {"value": metric_of(trial)} | attributes)
-        return pandas.DataFrame(rows)
-
-    @cached_property
-    def curves(self) -> "pandas.DataFrame":
-        """Every epoch of every trial: row, seed, epoch, metric, value; one row per value."""
-        import pandas
-
-        rows = [
-            {"row": t.user_attrs.get("row", f"trial {t.number}"), "seed": t.user_attrs["seed"]}
-            | {"folder": folder, "epoch": int(epoch["epoch"]), "metric": name, "value": value}
-            for t in self.frozen
-            if (folder := t.user_attrs.get("folder")) is not None
-            for epoch in read_curve(self.folder / folder)
-            for name, value in epoch.items()
-            if name not in {"epoch", "step"}
-        ]
-        return pandas.DataFrame(rows)
-
-    def figure(self) -> "Figure":
-        """Return every row's mean with its interval, the seeds as dots."""
-        from lightning_overlock.sweep.plots import row_figure
-
-        return row_figure(self)
-
-    def compare(self, row: str, other: str) -> Comparison:
-        """Compare two rows seed by seed; p is not adjusted for other comparisons.
-
-        Raises:
-            InputError: If there is no such row.
-        """
-        for name in (row, other):
-            if name not in self.lines:
-                hint = did_you_mean(name, self.lines)
-                known = ", ".join(self.lines)
-                raise InputError(f"'{name}' is no row.{hint}\nExpected two of {known}.")
-        return compare(self._values(), [(row, other)], self.sweep.direction, self.margin)[0]
-
-    def _values(self) -> dict[str, dict[int, float]]:
-        return {name: line.values for name, line in self.lines.items()}
-
-    def _repr_markdown_(self) -> str:
-        from lightning_overlock.sweep.table import sheet
-
-        return sheet(self).markdown()
 
 
 def margin_of(sweep: Sweep) -> float | None:

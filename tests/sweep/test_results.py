@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.agreement import content_of
+from lightning_overlock.sweep.notebook import Loaded
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.results import results
 
@@ -171,7 +172,7 @@ def test_results_are_dataframes_in_a_notebook(sweep, tmp_path):
     (tmp_path / "a-seed1" / "metrics.csv").write_text(
         "stage,epoch,step,val/top1\nfit,0,4,0.3\nfit,1,8,0.51\ntest,1,8,0.4\n"
     )
-    it = results(study_of(sweep, ALL), None, tmp_path)
+    it = Loaded(results(study_of(sweep, ALL), None, tmp_path))
     assert it.table.set_index("row")["mean"]["a"] == pytest.approx(0.52)
     assert it.trials["value"].tolist() == [value for _, _, value, _, _ in ALL]
     assert it.curves[["row", "seed", "epoch", "value"]].values.tolist() == [

@@ -23,7 +23,10 @@ title: Fusion & friends
 metric: val/top1
 baseline: gate
 rows:
-  add: {label: "add | sum", options: {model.lr: 1.0}, paper: {top1: 79.6, gmacs: 1.8, source: "arXiv 0, M3"}}
+  add:
+    label: "add | sum"
+    options: {model.lr: 1.0}
+    paper: {top1: 79.6, gmacs: 1.8, source: "arXiv 0, M3"}
   gate: {label: gate_1, paper: {top1: 80.0, gmacs: 1.8, params_m: 10.6, source: "arXiv 0, M3"}}
   titans: {label: Titans, paper: {top1: 79.6, source: "arXiv 0, M3"}, missing: not in this package}
   crash: {label: crash, options: {model.lr: 9.0}}
