@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
-from lightning_overlock.metrics.coco import average_precision, coco_results
+from lightning_overlock.metrics.coco import (
+    Evaluator,
+    average_precision,
+    coco_results,
+    find_evaluator,
+)
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, SHARE, Range
 from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
@@ -72,6 +77,8 @@ class DetectionTask(BaseTask):
         nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
         detections_per_image: At most so many, those of the highest scores.
         draw_score: Prediction draws the detections of at least this score; None draws nothing.
+        evaluator: What computes the average precision; the figures are the same. auto takes
+            faster_coco_eval, several times as fast, where it is installed.
         kwargs: Arguments of `BaseTask`.
 
     Raises:
@@ -100,6 +107,7 @@ class DetectionTask(BaseTask):
         "nms_threshold",
         "detections_per_image",
         "draw_score",
+        "evaluator",
     }
     fewest_classes = 1
     category_ids: Tensor
@@ -122,9 +130,11 @@ class DetectionTask(BaseTask):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
         draw_score: float | None = None,
+        evaluator: Evaluator = "auto",
         **kwargs: Any,
     ) -> None:
         _check_sizes(min_size, max_size)
+        find_evaluator(evaluator)  # before anything long begins
         super().__init__(class_names, **kwargs)
         # In the checkpoint, so that prediction on plain images can name the file's categories.
         self.register_buffer("category_ids", torch.arange(1, len(class_names) + 1))
@@ -256,7 +266,12 @@ class DetectionTask(BaseTask):
             for kind, prefix in (("bbox", ""), ("segm", "mask_")):
                 if kind == "bbox" or self.hparams["masks"]:
                     found = average_precision(
-                        images, annotations, results, self._categories(), kind
+                        images,
+                        annotations,
+                        results,
+                        self._categories(),
+                        kind,
+                        self.hparams["evaluator"],
                     )
                     values |= {f"{prefix}{name}": v for name, v in found.items()}
         # One evaluates and all log the same: checkpoints are chosen by every process.

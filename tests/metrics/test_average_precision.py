@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import math
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,7 +16,13 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lightning_overlock.metrics.coco import NAMES, average_precision, coco_results
+from lightning_overlock.errors import InputError
+from lightning_overlock.metrics.coco import (
+    NAMES,
+    average_precision,
+    coco_results,
+    find_evaluator,
+)
 
 SIDE = 120
 
@@ -107,36 +115,47 @@ def random_scenes(seed, categories):
     return annotations, results
 
 
+# The second is an extra.
+needs_faster = pytest.mark.skipif(not find_spec("faster_coco_eval"), reason="not installed")
+evaluators = pytest.mark.parametrize(
+    "evaluator", ["pycocotools", pytest.param("faster_coco_eval", marks=needs_faster)]
+)
+
+
+@evaluators
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(6))
-def test_average_precision_is_that_of_pycocotools_on_files(tmp_path, seed, kind):
+def test_average_precision_is_that_of_pycocotools_on_files(tmp_path, seed, kind, evaluator):
     categories = [2, 7, 90]
     annotations, results = random_scenes(seed, categories)
-    ours = average_precision(images(6), annotations, results, categories, kind)
+    ours = average_precision(images(6), annotations, results, categories, kind, evaluator)
     assert_equal(ours, by_files(tmp_path, images(6), annotations, results, categories, kind))
 
 
+@evaluators
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 class TestKnownAnswers:
-    def test_perfect_results_have_one_and_absent_sizes_none(self, kind):
+    def test_perfect_results_have_one_and_absent_sizes_none(self, kind, evaluator):
         truth = [annotation(10, 3, [10, 10, 20, 20]), annotation(20, 5, [0, 0, 50, 50], id=2)]
         found = [result(10, 3, [10, 10, 20, 20], 0.9), result(20, 5, [0, 0, 50, 50], 0.8)]
-        values = average_precision(images(2), truth, found, [3, 5], kind)
+        values = average_precision(images(2), truth, found, [3, 5], kind, evaluator)
         assert [values[n] for n in NAMES[:5]] == pytest.approx([1] * 5)
         assert math.isnan(values["map_large"])
 
-    def test_a_class_without_an_instance_does_not_count(self, kind):
+    def test_a_class_without_an_instance_does_not_count(self, kind, evaluator):
         truth = [annotation(10, 3, [10, 10, 20, 20])]
         found = [result(10, 3, [10, 10, 20, 20], 0.9), result(10, 5, [10, 10, 20, 20], 0.95)]
-        assert average_precision(images(1), truth, found, [3, 5], kind)["map"] == pytest.approx(1)
+        assert average_precision(images(1), truth, found, [3, 5], kind, evaluator)[
+            "map"
+        ] == pytest.approx(1)
 
-    def test_no_result_is_zero_and_no_object_is_none(self, kind):
+    def test_no_result_is_zero_and_no_object_is_none(self, kind, evaluator):
         truth = [annotation(10, 3, [10, 10, 20, 20])]
-        assert average_precision(images(1), truth, [], [3], kind)["map"] == 0
+        assert average_precision(images(1), truth, [], [3], kind, evaluator)["map"] == 0
         found = [result(10, 3, [10, 10, 20, 20], 0.9)]
-        assert math.isnan(average_precision(images(1), [], found, [3], kind)["map"])
+        assert math.isnan(average_precision(images(1), [], found, [3], kind, evaluator)["map"])
 
-    def test_results_inside_a_crowd_are_not_held_against_the_detector(self, kind):
+    def test_results_inside_a_crowd_are_not_held_against_the_detector(self, kind, evaluator):
         truth = [
             annotation(10, 3, [0, 0, 20, 20]),
             annotation(10, 3, [30, 30, 60, 60], id=2, iscrowd=1),
@@ -146,19 +165,23 @@ class TestKnownAnswers:
             result(10, 3, [35, 35, 20, 20], 0.9),
             result(10, 3, [60, 60, 20, 20], 0.8),
         ]
-        assert average_precision(images(1), truth, found, [3], kind)["map"] == pytest.approx(1)
+        assert average_precision(images(1), truth, found, [3], kind, evaluator)[
+            "map"
+        ] == pytest.approx(1)
         truth[1]["iscrowd"] = 0
-        assert average_precision(images(1), truth, found, [3], kind)["map"] < 0.5
+        assert average_precision(images(1), truth, found, [3], kind, evaluator)["map"] < 0.5
 
-    def test_an_annotation_numbered_zero_is_found(self, kind):
+    def test_an_annotation_numbered_zero_is_found(self, kind, evaluator):
         truth = [annotation(10, 3, [10, 10, 20, 20], id=0)]
         found = [result(10, 3, [10, 10, 20, 20], 0.9)]
-        assert average_precision(images(1), truth, found, [3], kind)["map"] == pytest.approx(1)
+        assert average_precision(images(1), truth, found, [3], kind, evaluator)[
+            "map"
+        ] == pytest.approx(1)
 
-    def test_what_is_given_stays_as_it_is(self, kind):
+    def test_what_is_given_stays_as_it_is(self, kind, evaluator):
         truth, found = [annotation(10, 3, [10, 10, 20, 20])], [result(10, 3, [1, 1, 9, 9], 0.9)]
         before = json.dumps([truth, found])
-        average_precision(images(1), truth, found, [3], kind)
+        average_precision(images(1), truth, found, [3], kind, evaluator)
         assert json.dumps([truth, found]) == before
 
 
@@ -199,3 +222,16 @@ def test_the_detections_given_stay_as_they_are():
     assert boxes.tolist() == [[1, 2, 5, 9]]
     assert entry["bbox"] == [1, 2, 4, 7]
     assert "segmentation" not in entry
+
+
+def test_the_faster_evaluator_is_taken_where_it_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)  # as if it were not
+    assert find_evaluator("auto") == find_evaluator("pycocotools") == (COCO, COCOeval)
+    with pytest.raises(InputError, match=r"expected pip install faster-coco-eval") as caught:
+        find_evaluator("faster_coco_eval")
+    assert "model.evaluator" in str(caught.value)
+
+
+@needs_faster
+def test_auto_is_the_faster_evaluator():
+    assert find_evaluator("auto") == find_evaluator("faster_coco_eval") != (COCO, COCOeval)
