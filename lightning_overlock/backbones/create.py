@@ -73,25 +73,50 @@ def class_count(
     return None if weight is None else len(weight)
 
 
+def input_channels(model: Any) -> int | None:
+    """Return how many channels a timm model takes, None if it does not say so."""
+    first = model.pretrained_cfg.get("first_conv")
+    name = first if isinstance(first, str) else (first or ("",))[0]
+    weight = dict(model.named_parameters()).get(f"{name}.weight")
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
+
+
 @contextmanager
-def size_explained(name: str, model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Turn a backbone's complaint about an unusual image size into an input error.
+def refusal_explained(name: str, model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Turn a backbone's complaint about its images into an input error that names the cause.
 
     Args:
-        name: Of the backbone.
+        name: Name of the backbone.
         model: The backbone, a timm model.
         images: (B, C, H, W), what it is given.
+
+    Raises:
+        InputError: The images have another number of channels, another size than the backbone can
+            take, or leave BatchNorm a single value to train on.
     """
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, AssertionError, RuntimeError) as error:
+        text = str(error)
+        shape = tuple(images.shape[1:])
         usual = tuple(resolve_model_data_config(model)["input_size"])
-        about_size = not isinstance(error, RuntimeError) or "ernel size" in str(error)
-        if tuple(images.shape[1:]) == usual or not about_size:
+        if input_channels(model) not in {None, shape[0]}:
+            raise InputError(
+                f"{name} has in_chans {input_channels(model)}, the images have {shape[0]} channels"
+                f"\nexpected model.backbone_args.in_chans {shape[0]}"
+            ) from error
+        if "more than 1 value per channel" in text:
+            raise InputError(
+                f"BatchNorm of {name} cannot train on one value: a batch of {len(images)} image of "
+                f"{shape[1]}x{shape[2]} pixels leaves a channel one pixel\n"
+                "expected data.batch_size of at least 2, or larger images"
+            ) from error
+        about_size = not isinstance(error, RuntimeError) or "ernel size" in text
+        if shape == usual or not about_size:
             raise
         raise InputError(
-            f"{name} takes no images of {tuple(images.shape[1:])} (channels, height, "
-            f"width); it was made for {usual}\n{str(error).splitlines()[0]}"
+            f"{name} takes no images of {shape} (channels, height, width); it was made for "
+            f"{usual}\n{text.splitlines()[0]}"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from lightning_overlock.backbones.create import class_count, create_backbone, size_explained
+from lightning_overlock.backbones.create import class_count, create_backbone, refusal_explained
 from lightning_overlock.errors import InputError
 from lightning_overlock.layers.conv_mlp import ChannelScale
 
@@ -95,7 +95,7 @@ class DenseFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (B, 3, H, W), normalised, to four maps (B, C_i, H / r_i, W / r_i)."""
-        with size_explained(self.name, self.backbone, images):
+        with refusal_explained(self.name, self.backbone, images):
             maps = self.backbone.forward_intermediates(
                 images, indices=self.indices, output_fmt="NCHW", intermediates_only=True
             )

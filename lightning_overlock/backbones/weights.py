@@ -1,4 +1,4 @@
-"""Initial weights from a file: release checkpoints, Lightning checkpoints, timm's, safetensors."""
+"""Initial weights: timm's, release checkpoints, Lightning checkpoints, safetensors."""
 
 import argparse
 import re
@@ -8,15 +8,113 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_overlock.backbones.create import class_count, create_backbone
+from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 
 # In the order of preference: averaged weights first.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def start_from(
+    model: nn.Module,
+    backbone: str,
+    arguments: dict[str, Any],
+    path: str | None,
+    features: DenseFeatures | None,
+) -> None:
+    """Give a network its initial weights, and say which were used and which are new.
+
+    Args:
+        model: The network: a timm model, or one around `features`.
+        backbone: Name of the timm model.
+        arguments: Its arguments, as typed by the user.
+        path: A file of weights; None takes timm's own.
+        features: The dense features in the network, None of a classifier.
+
+    Raises:
+        InputError: There are no such weights, or they belong to another network.
+    """
+    source, weights = _given_weights(backbone, arguments, path)
+    try:
+        log = (
+            _load_classifier(model, backbone, arguments, weights)
+            if features is None
+            else _load_dense(model, features, weights)
+        )
+    except Exception as error:  # of many libraries: file, network, hub, state dict
+        raise InputError(
+            f"{source} does not give the weights of {backbone}\n{_load_error_summary(error)}"
+        ) from error
+    rank_zero_info(f"Initial weights: {source}")
+    for line in log:
+        rank_zero_info(line)
+
+
+def _given_weights(
+    backbone: str, arguments: dict[str, Any], path: str | None
+) -> tuple[str, dict[str, Tensor] | None]:
+    """Return where the initial weights come from and, of a file, what they are."""
+    if path is not None:
+        return str(path), read_state_dict(Path(path))
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    if "file" not in overlay:
+        return f"timm's weights for {backbone}", None
+    source = str(overlay["file"])
+    if not Path(source).is_file():
+        raise InputError(f"no checkpoint file {source} (pretrained_cfg_overlay)")
+    return source, None
+
+
+def _load_classifier(
+    model: Any, backbone: str, arguments: dict[str, Any], weights: dict[str, Tensor] | None
+) -> list[str]:
+    """Start a classifier; return what to say about it."""
+    config = model.pretrained_cfg
+    options: dict[str, Any] = {"num_classes": config["num_classes"]}
+    if weights is not None:
+        options["num_classes"] = class_count(weights, config["classifier"]) or config["num_classes"]
+        options["pretrained_cfg_overlay"] = {"state_dict": weights} | options
+    if getattr(model, "overview_head", None) is not None:
+        options["overview_head"] = True
+    given = create_backbone(backbone, arguments, pretrained=True, **options).state_dict()
+    own = model.state_dict()
+    # Both are built alike: only what depends on the number of classes can differ.
+    replaced = [name for name in own if own[name].shape != given[name].shape]
+    kept = {name: value for name, value in given.items() if name not in replaced}
+    model.load_state_dict(kept, strict=False)
+    return [f"New, for {model.num_classes} classes: {', '.join(replaced)}"] if replaced else []
+
+
+def _load_dense(
+    model: nn.Module, features: DenseFeatures, weights: dict[str, Tensor] | None
+) -> list[str]:
+    """Start a dense model; return what to say about it."""
+    unused, new = features.load_weights(weights)
+    own = model.state_dict()
+    (prefix,) = [name for name, part in model.named_modules() if part is features]
+    # Heads of the same kind and number of classes, from a checkpoint of this package.
+    heads = {name: (weights or {}).get(name) for name in own if not name.startswith(f"{prefix}.")}
+    fitting = {
+        name: value
+        for name, value in heads.items()
+        if value is not None and value.shape == own[name].shape
+    }
+    model.load_state_dict(fitting, strict=False)
+    unused = [name for name in unused if name not in fitting]
+    new = [f"{prefix}.{name}" for name in new]
+    new += [name for name in heads if name not in fitting]
+    return [
+        f"{what}: {_counted(names)}"
+        for what, names in (("Not used", unused), ("New", new))
+        if names
+    ]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -82,13 +180,13 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     return _summary(missing, unexpected, shapes)
 
 
-def counted(names: Iterable[str]) -> str:
+def _counted(names: Iterable[str]) -> str:
     """Shorten a list of entries: "head.conv (5), head.fc (2)"."""
     parts = Counter(".".join(name.split(".")[:2]) for name in names)
     return ", ".join(f"{part} ({count})" for part, count in parts.items())
 
 
-def load_error_summary(error: Exception) -> str:
+def _load_error_summary(error: Exception) -> str:
     """Shorten what `load_state_dict` says to the first entry of each kind."""
     text = str(error)
 

@@ -53,6 +53,8 @@ class BaseDataModule(LightningDataModule, ABC):
     """
 
     class_names: list[str]
+    # Of the images: RGB.
+    channels = 3
 
     def __init__(
         self,

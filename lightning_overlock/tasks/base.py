@@ -2,30 +2,21 @@
 
 import math
 import random
-import re
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lightning_overlock.backbones.create import class_count, create_backbone
+from lightning_overlock.backbones.compile import compile_blocks
+from lightning_overlock.backbones.create import create_backbone, input_channels
 from lightning_overlock.backbones.features import DenseFeatures
-from lightning_overlock.backbones.weights import (
-    counted,
-    differences,
-    load_error_summary,
-    read_state_dict,
-)
-from lightning_overlock.callbacks.ema import EMA
+from lightning_overlock.backbones.weights import differences, start_from
+from lightning_overlock.callbacks.finite import StopAtNonFinite
+from lightning_overlock.callbacks.throughput import Throughput
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
 from lightning_overlock.optim import (
@@ -36,12 +27,10 @@ from lightning_overlock.optim import (
     warmup_poly,
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
-from lightning_overlock.tasks.batch_norm import EvaluationStatistics, noise
+from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
 REFERENCE_BATCH = 1024
-# Batches for the comparison at the end of a run that does not re-estimate.
-COMPARED_BATCHES = 20
 
 
 class BaseTask(LightningModule):
@@ -171,11 +160,7 @@ class BaseTask(LightningModule):
         self.class_names = class_names
         self.backbone = backbone
         self._weights_pending = pretrained or init_from is not None
-        self._images = 0
-        self._seconds = 0.0
-        self._tick = 0.0
         self._statistics = EvaluationStatistics(reestimate_bn)
-        self.validated_step = -1
 
         self.model = self.build_model(len(class_names))
         if grad_checkpointing:
@@ -194,18 +179,8 @@ class BaseTask(LightningModule):
 
     def build_model(self, num_classes: int) -> nn.Module:
         """Return the network for so many classes: a classifier, unless a task has another."""
-        return self.build_classifier(num_classes)
-
-    def build_classifier(self, num_classes: int, **kwargs: Any) -> nn.Module:
-        """Return the classifier for so many classes.
-
-        Args:
-            num_classes: Number of classes.
-            kwargs: Further arguments for `create_backbone`.
-        """
-        return create_backbone(
-            self.backbone, self.hparams["backbone_args"] or {}, num_classes=num_classes, **kwargs
-        )
+        arguments = self.hparams["backbone_args"] or {}
+        return create_backbone(self.backbone, arguments, num_classes=num_classes)
 
     def configure_losses(self) -> None:
         """Set the losses; called once from the constructor."""
@@ -259,6 +234,10 @@ class BaseTask(LightningModule):
     def data_config(self) -> dict[str, Any]:
         """How the model wants its images: input_size, mean, std, interpolation, crop_pct."""
         return resolve_model_data_config(self.timm_model)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what watches over every training of a task."""
+        return [StopAtNonFinite(), Throughput()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW and settle the lengths of the schedule.
@@ -322,85 +301,14 @@ class BaseTask(LightningModule):
         task was loaded: its weights count, and the file of long ago may be gone.
 
         Raises:
-            InputError: there are no such weights, or they belong to another network.
+            InputError: There are no such weights, or they belong to another network.
         """
-        if not self._weights_pending:
-            return
-        self._weights_pending = False
-        source, weights = self._given_weights()
-        try:
-            log = (
-                self._load_classifier(weights)
-                if self.features is None
-                else self._load_dense(weights)
+        if self._weights_pending:
+            self._weights_pending = False
+            arguments = self.hparams["backbone_args"] or {}
+            start_from(
+                self.model, self.backbone, arguments, self.hparams["init_from"], self.features
             )
-        except Exception as error:  # of many libraries: file, network, hub, state dict
-            raise InputError(
-                f"{source} does not give the weights of {self.backbone}\n"
-                f"{load_error_summary(error)}"
-            ) from error
-        rank_zero_info(f"Initial weights: {source}")
-        for line in log:
-            rank_zero_info(line)
-
-    def _given_weights(self) -> tuple[str, dict[str, Tensor] | None]:
-        """Return where the initial weights come from and, of `init_from`, what they are."""
-        if self.hparams["init_from"] is not None:
-            source = str(self.hparams["init_from"])
-            return source, read_state_dict(Path(source))
-        overlay = (self.hparams["backbone_args"] or {}).get("pretrained_cfg_overlay") or {}
-        if "file" not in overlay:
-            return f"timm's weights for {self.backbone}", None
-        source = str(overlay["file"])
-        if not Path(source).is_file():
-            raise InputError(f"no checkpoint file {source} (pretrained_cfg_overlay)")
-        return source, None
-
-    def _load_classifier(self, weights: dict[str, Tensor] | None) -> list[str]:
-        """Start a classifier; return what to say about it."""
-        config = self.model.pretrained_cfg
-        arguments: dict[str, Any] = {}
-        num_classes = config["num_classes"]
-        if weights is not None:
-            num_classes = class_count(weights, config["classifier"]) or num_classes
-            overlay = {"state_dict": weights, "num_classes": num_classes}
-            arguments = {"pretrained_cfg_overlay": overlay}
-        if getattr(self.model, "overview_head", None) is not None:
-            arguments["overview_head"] = True
-        given = self.build_classifier(num_classes, pretrained=True, **arguments).state_dict()
-        own = self.model.state_dict()
-        # Both are built alike: only what depends on the number of classes can differ.
-        replaced = [name for name in own if own[name].shape != given[name].shape]
-        kept = {name: value for name, value in given.items() if name not in replaced}
-        self.model.load_state_dict(kept, strict=False)
-        return (
-            [f"New, for {len(self.class_names)} classes: {', '.join(replaced)}"] if replaced else []
-        )
-
-    def _load_dense(self, weights: dict[str, Tensor] | None) -> list[str]:
-        """Start a dense model; return what to say about it."""
-        assert self.features is not None
-        unused, new = self.features.load_weights(weights)
-        own = self.model.state_dict()
-        (prefix,) = [name for name, part in self.model.named_modules() if part is self.features]
-        # Heads of the same kind and number of classes, from a checkpoint of this package.
-        heads = {
-            name: (weights or {}).get(name) for name in own if not name.startswith(f"{prefix}.")
-        }
-        fitting = {
-            name: value
-            for name, value in heads.items()
-            if value is not None and value.shape == own[name].shape
-        }
-        self.model.load_state_dict(fitting, strict=False)
-        unused = [name for name in unused if name not in fitting]
-        new = [f"{prefix}.{name}" for name in new]
-        new += [name for name in heads if name not in fitting]
-        return [
-            f"{what}: {counted(names)}"
-            for what, names in (("Not used", unused), ("New", new))
-            if names
-        ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; training goes on with its own statistics."""
@@ -419,6 +327,20 @@ class BaseTask(LightningModule):
         predicts = self.trainer.state.fn == "predict"
         if predicts and "data" in checkpoint and hasattr(data, "load_prediction_state"):
             data.load_prediction_state(checkpoint["data"])
+
+    def setup(self, stage: str) -> None:
+        """Refuse images with other channels than the network's, before anything is computed.
+
+        Raises:
+            InputError: The data say that theirs are others.
+        """
+        found = getattr(getattr(self.trainer, "datamodule", None), "channels", None)
+        taken = input_channels(self.timm_model)
+        if None not in (found, taken) and found != taken:
+            raise InputError(
+                f"{self.backbone} has in_chans {taken}, the images have {found} channels\n"
+                f"expected model.backbone_args.in_chans {found}"
+            )
 
     def on_fit_start(self) -> None:
         """Load initial weights; take out what an earlier fit has left for evaluations."""
@@ -475,8 +397,6 @@ class BaseTask(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics under `val/`."""
         self._log_evaluation("val")
-        if not self.trainer.sanity_checking:
-            self.validated_step = self.global_step
         # Before `on_validation_end`, where an average of the weights is taken out.
         if self.trainer.state.fn == "fit":
             self._statistics.take_out(self)
@@ -501,53 +421,6 @@ class BaseTask(LightningModule):
         if self.trainer.is_global_zero and self.trainer.state.fn in {"validate", "test"}:
             self.report_classes(stage)
 
-    def evaluate_now(self) -> float:
-        """Return the monitored metric of the validation images, amid a training."""
-        trainer = self.trainer
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        self.reset_evaluation("val")
-        batches = islice(trainer.val_dataloaders, int(trainer.num_val_batches[0]))
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            for batch in self.on_device(batches):
-                self.evaluate(batch, "val")
-        for module, mode in modes:
-            module.training = mode
-        return float(self.evaluation("val")[self.monitor.removeprefix("val/")])
-
-    def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield batches as Lightning hands them to a step."""
-        for batch in batches:
-            converted = self.trainer.precision_plugin.convert_input(batch)
-            yield self.trainer.strategy.batch_to_device(converted)
-
-    def _compare_statistics(self) -> None:
-        """Log the metric with running and re-estimated statistics; say if they disagree."""
-        trainer = self.trainer
-        with ExitStack() as stack:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, EMA):
-                    stack.enter_context(callback.average_in(self))
-            found = self._statistics.compare(self, COMPARED_BATCHES)
-        if found is None:
-            return
-        running, reestimated = found
-        name = self.monitor.removeprefix("val/")
-        self.log_dict(
-            {f"val_bn/{name}_running": running, f"val_bn/{name}_reestimated": reestimated}
-        )
-        images = len(getattr(trainer.val_dataloaders, "source", ()))
-        if abs(running - reestimated) > noise(reestimated, images):
-            used = "the second" if self.hparams["reestimate_bn"] else "the first"
-            advice = (
-                "" if self.hparams["reestimate_bn"] else "; --model.reestimate_bn 20 does better"
-            )
-            rank_zero_info(
-                f"{self.monitor} is {running:.4f} with BatchNorm's running statistics and "
-                f"{reestimated:.4f} with those of the final weights\n"
-                f"{used} is what this run reports{advice}"
-            )
-
     def on_predict_end(self) -> None:
         """Say which images could not be read.
 
@@ -568,16 +441,11 @@ class BaseTask(LightningModule):
         if lines:
             rank_zero_info(f"{len(lines):,} of {len(loader.source):,} images could not be read")
 
-    # Watching over the training
+    # What belongs to a step, an epoch, a checkpoint
 
     def on_train_start(self) -> None:
-        """Start the clock; an epoch that is continued in its middle has no other start."""
+        """Note which norms train."""
         self._statistics.start(self)
-        self._tick = time.perf_counter()
-
-    def on_train_epoch_start(self) -> None:
-        """Start counting images."""
-        self._images, self._seconds, self._tick = 0, 0.0, time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this batch and set its learning rate."""
@@ -593,90 +461,20 @@ class BaseTask(LightningModule):
             group["lr"] = lr * group["lr_scale"]
         self.log("lr", lr, on_step=True, on_epoch=False)
 
-    def on_before_backward(self, loss: Tensor) -> None:
-        """Stop at a loss that is not finite, on all processes and before any weight changes."""
-        finite = bool(torch.isfinite(loss))
-        # All must stop together: one that goes on would wait for the others' gradients.
-        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
-            value = "not finite on another process" if finite else loss.item()
-            raise InputError(
-                f"the loss is {value} at step {self.global_step} (epoch "
-                f"{self.current_epoch}), learning rate {self.learning_rate(self.global_step):.3g}; "
-                "checkpoints already saved are good\n"
-                "try a lower model.lr, more model.warmup_epochs, trainer.gradient_clip_val 5, "
-                "or trainer.precision bf16-mixed or 32-true instead of 16-mixed"
-            )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what evaluation and prediction need; refuse to save NaN weights over good ones."""
         self._statistics.save(self, checkpoint)
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "prediction_state"):
             checkpoint["data"] = data.prediction_state()
-        weights = checkpoint["state_dict"]
-        if bad := [name for name, value in weights.items() if bool(value.isnan().any())]:
-            raise InputError(
-                f"weights are NaN at step {self.global_step} ({bad[0]}); no checkpoint was saved, "
-                "earlier ones are good\ntry a lower model.lr or "
-                "trainer.gradient_clip_val 5"
-            )
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count images and time, that of loading included."""
-        now = time.perf_counter()
-        self._images += len(batch[0])
-        self._seconds += now - self._tick
-        self._tick = now
-
-    def on_validation_end(self) -> None:
-        """Leave the time of a validation amid an epoch out."""
-        self._tick = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
-        """Log the throughput over all processes."""
-        rate = self._images * self.trainer.world_size / self._seconds
-        self.log("train/images_per_second", rate)
-        if self._ends_here():
-            self._compare_statistics()
-
-    def _ends_here(self) -> bool:
-        """Tell at the end of an epoch whether it is the run's last one."""
-        trainer = self.trainer
-        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-        return not trainer.fast_dev_run and (  # type: ignore[attr-defined]
-            trainer.should_stop
-            or 0 <= epochs <= trainer.current_epoch + 1
-            or 0 <= steps <= trainer.global_step
-        )
+        """Compare what an evaluation sees at the end of the run."""
+        if ends_here(self.trainer):
+            self._statistics.compare(self)
 
     def on_train_end(self) -> None:
         """Leave the network as it is evaluated; say what that has cost."""
         self._statistics.put_in(self)
         if cost := self._statistics.cost():
             rank_zero_info(cost)
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile the blocks of a timm model in place.
-
-    Blocks are the layers of the model's own `group_matcher`. Compiled in place they keep the names
-    of their parameters, and every method of the model that runs them is sped up, not only
-    `forward`. A model without named blocks is compiled as a whole.
-    """
-    matcher = model.group_matcher(coarse=False) if hasattr(model, "group_matcher") else {}
-    patterns = [
-        pattern.lstrip("^")
-        for entry in matcher.values()
-        for pattern in ([entry] if isinstance(entry, str) else [pattern for pattern, _ in entry])
-    ]
-    blocks = [
-        module
-        for name, module in model.named_modules()
-        if any(re.fullmatch(pattern, name) for pattern in patterns) and any(module.children())
-    ] or [model]
-    # All blocks of a class share the code that torch counts recompilations of, and each has its
-    # own shapes and drop path rate, in training and in evaluation, for one image size and for any.
-    limit = 4 * len(blocks) + 8
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-    for block in blocks:
-        block.compile()

@@ -6,19 +6,25 @@ errors multiply with depth: after a short run a network can look half as good as
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_overlock.callbacks.ema import EMA
 
 # A `BaseTask`, whose file imports this one.
 Task = Any
 # The entry of a checkpoint with the statistics that training goes on with.
 TRAINING_STATISTICS = "training_statistics"
+# For the comparison at the end of a run that does not re-estimate.
+COMPARED_BATCHES = 20
 
 
 class EvaluationStatistics:
@@ -93,33 +99,42 @@ class EvaluationStatistics:
         self.forget()
         checkpoint["state_dict"] |= checkpoint.get(TRAINING_STATISTICS, {})
 
-    def compare(self, task: Task, batches: int) -> tuple[float, float] | None:
-        """Return the monitored metric with running and with re-estimated statistics.
+    def compare(self, task: Task) -> None:
+        """Log the monitored metric with running and with re-estimated statistics.
 
-        Args:
-            task: With the weights to evaluate in it.
-            batches: How many batches to re-estimate from where the run does not.
-
-        Returns:
-            None where there is nothing to compare: without batch norms that train, validation
-            images, or training batches that can be read again.
+        Nothing is logged where there is nothing to compare: without batch norms that train,
+        validation images, or training batches that can be read again.
         """
+        trainer = task.trainer
         # One loader, or none; a list of several is another data module's.
-        loader, counts = task.trainer.val_dataloaders, task.trainer.num_val_batches
+        loader, counts = trainer.val_dataloaders, trainer.num_val_batches
         if loader is None or isinstance(loader, list) or counts == [0] or self._held:
-            return None
-        found = self._of_this_step(task) or self._estimate(task, batches)
-        if not found:
-            return None
-        running = task.evaluate_now()
-        buffers = dict(task.named_buffers())
-        held = {name: buffers[name].clone() for name in found}
-        _copy(found, buffers)
-        known = task.trainer.callback_metrics.get(task.monitor)
-        fresh = self._found and task.validated_step == task.global_step and known is not None
-        reestimated = float(known) if fresh else task.evaluate_now()
-        _copy(held, buffers)
-        return running, reestimated
+            return
+        with ExitStack() as stack:
+            for callback in trainer.callbacks:
+                if isinstance(callback, EMA):
+                    stack.enter_context(callback.average_in(task))
+            found = self._of_this_step(task) or self._estimate(task, COMPARED_BATCHES)
+            if not found:
+                return
+            running = _evaluate(task)
+            buffers = dict(task.named_buffers())
+            held = {name: buffers[name].clone() for name in found}
+            _copy(found, buffers)
+            reestimated = _evaluate(task)
+            _copy(held, buffers)
+        name = task.monitor.removeprefix("val/")
+        task.log_dict(
+            {f"val_bn/{name}_running": running, f"val_bn/{name}_reestimated": reestimated}
+        )
+        if abs(running - reestimated) > noise(reestimated, len(getattr(loader, "source", ()))):
+            used = "first is what this run reports; model.reestimate_bn 20 reports the second"
+            if self.batches:
+                used = "second is what this run reports"
+            rank_zero_info(
+                f"{task.monitor} is {running:.4f} with BatchNorm's running statistics and "
+                f"{reestimated:.4f} with those of the final weights\nthe {used}"
+            )
 
     def _of_this_step(
         self, task: Task, state: Mapping[str, Tensor] | None = None
@@ -144,7 +159,7 @@ class EvaluationStatistics:
         before = {f"{n}.{key}": b.clone() for n, m in norms for key, b in m.named_buffers()}
         count = min(batches, int(trainer.num_training_batches))
         with _averaging(task, [norm for _, norm in norms]), torch.no_grad():
-            for batch in task.on_device(islice(first_batches(count), count)):
+            for batch in _on_device(task, islice(first_batches(count), count)):
                 with trainer.precision_plugin.val_step_context():
                     task.pass_for_statistics(batch)
         found = {
@@ -217,6 +232,38 @@ def _mean_over_processes(task: Task, found: dict[str, Tensor]) -> dict[str, Tens
     flat = task.trainer.strategy.reduce(flat, reduce_op="mean")
     parts = flat.split([value.numel() for value in found.values()])
     return {name: part.to(found[name].dtype) for name, part in zip(found, parts, strict=True)}
+
+
+def ends_here(trainer: Trainer) -> bool:
+    """Tell at the end of an epoch whether it is the run's last one; never of `fast_dev_run`."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    return not trainer.fast_dev_run and (  # type: ignore[attr-defined]
+        trainer.should_stop
+        or 0 <= epochs <= trainer.current_epoch + 1
+        or 0 <= steps <= trainer.global_step
+    )
+
+
+def _evaluate(task: Task) -> float:
+    """Return the monitored metric of the validation images, amid a training."""
+    trainer = task.trainer
+    modes = [(module, module.training) for module in task.modules()]
+    task.eval()
+    task.reset_evaluation("val")
+    batches = islice(trainer.val_dataloaders, int(trainer.num_val_batches[0]))
+    with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        for batch in _on_device(task, batches):
+            task.evaluate(batch, "val")
+    for module, mode in modes:
+        module.training = mode
+    return float(task.evaluation("val")[task.monitor.removeprefix("val/")])
+
+
+def _on_device(task: Task, batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches as Lightning hands them to a step."""
+    for batch in batches:
+        converted = task.trainer.precision_plugin.convert_input(batch)
+        yield task.trainer.strategy.batch_to_device(converted)
 
 
 def noise(value: float, images: int) -> float:

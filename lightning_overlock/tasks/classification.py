@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_overlock.backbones.create import size_explained
+from lightning_overlock.backbones.create import refusal_explained
 from lightning_overlock.errors import InputError
 from lightning_overlock.ranges import AT_LEAST_0, SHARE, Range
 from lightning_overlock.runs.layout import PREDICTIONS
@@ -105,7 +105,7 @@ class ClassificationTask(BaseTask):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, classes)."""
-        with size_explained(self.backbone, self.model, images):
+        with refusal_explained(self.backbone, self.model, images):
             return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -114,7 +114,7 @@ class ClassificationTask(BaseTask):
         # Mixup's targets are smoothed already.
         smoothing = self.hparams["label_smoothing"] if self.mixup is None else 0.0
         if getattr(self.model, "overview_head", None) is not None:
-            with size_explained(self.backbone, self.model, images):
+            with refusal_explained(self.backbone, self.model, images):
                 logits, overview_logits = self.model.forward_overview(images)
             overview_loss = F.cross_entropy(overview_logits, targets, label_smoothing=smoothing)
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)

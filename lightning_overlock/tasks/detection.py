@@ -164,6 +164,7 @@ class DetectionTask(BaseTask):
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that torchvision's detectors cannot compute boxes in."""
+        super().setup(stage)
         precision = str(self.trainer.precision)
         if precision in {"16-true", "bf16-true"}:
             raise InputError(

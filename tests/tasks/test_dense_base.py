@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.callbacks.throughput import Throughput
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.fcn import FCNHead
 from lightning_overlock.tasks import ClassificationTask
@@ -110,13 +111,13 @@ def test_poly_ends_with_the_run(tmp_path):
 
 def test_images_of_lists_are_counted_and_the_norm_rule_holds(tmp_path, monkeypatch):
     counted = []
-    hook = Task.on_train_epoch_end
+    hook = Throughput.on_train_epoch_end
 
-    def note(self):
-        counted.append(self._images)
-        hook(self)
+    def note(self, *given):
+        counted.append(self.images)
+        hook(self, *given)
 
-    monkeypatch.setattr(Task, "on_train_epoch_end", note)
+    monkeypatch.setattr(Throughput, "on_train_epoch_end", note)
     model, run = fitted(tmp_path, epochs=1, weight_decay=0.3)
     assert counted == [12]
     assert run.callback_metrics["train/images_per_second"] > 0
