@@ -16,6 +16,7 @@ from lightning_overlock.backbones.create import create_backbone, input_channels
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.backbones.weights import differences, start_from
 from lightning_overlock.callbacks.finite import StopAtNonFinite
+from lightning_overlock.callbacks.supported import refuse_unsupported
 from lightning_overlock.callbacks.throughput import Throughput
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
@@ -236,7 +237,13 @@ class BaseTask(LightningModule):
         return resolve_model_data_config(self.timm_model)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return what watches over every training of a task."""
+        """Return what watches over every training of a task; the first hook that is called.
+
+        Raises:
+            InputError: One of the trainer's own callbacks would act against the task.
+        """
+        if self.trainer.state.fn == "fit":
+            refuse_unsupported(self.trainer)
         return [StopAtNonFinite(), Throughput()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -444,11 +451,12 @@ class BaseTask(LightningModule):
     # What belongs to a step, an epoch, a checkpoint
 
     def on_train_start(self) -> None:
-        """Note which norms train."""
+        """Note which norms train; set the learning rate of the first step."""
         self._statistics.start(self)
+        self._set_learning_rate()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed this batch and set its learning rate."""
+        """Seed this batch and log its learning rate."""
         entropy = (global_seed(), self.current_epoch, batch_idx, self.global_rank)
         # A key of its own, or the draws of an image and of a batch would be the same.
         sequence = np.random.SeedSequence(entropy, spawn_key=(1,))
@@ -456,10 +464,16 @@ class BaseTask(LightningModule):
         random.seed(for_python)
         np.random.seed(for_numpy)  # noqa: NPY002 - timm's Mixup draws from it
         torch.manual_seed(for_torch)
-        lr = self.learning_rate(self.global_step)
+        self.log("lr", self.learning_rate(self.global_step), on_step=True, on_epoch=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the next step: callbacks read it before the batch begins."""
+        self._set_learning_rate()
+
+    def _set_learning_rate(self) -> None:
+        rate = self.learning_rate(self.global_step)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.log("lr", lr, on_step=True, on_epoch=False)
+            group["lr"] = rate * group["lr_scale"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what evaluation and prediction need; refuse to save NaN weights over good ones."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_overlock.callbacks import throughput
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.errors import InputError
 from lightning_overlock.tasks import ClassificationTask, base
@@ -299,7 +300,7 @@ def test_weights_that_are_nan_are_not_saved(tmp_path):
 def test_throughput_counts_all_images_and_leaves_validation_out(tmp_path, monkeypatch):
     ticks = iter(range(1000))
     clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-    monkeypatch.setattr(base, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     run = trainer(tmp_path, max_epochs=1, val_check_interval=1)
     run.fit(task(), Data())
     # One second passes from each reading of the clock to the next: three batches of 8 images.
