@@ -119,7 +119,8 @@ def label_code(
 
 def _pack(colours: NDArray[Any]) -> NDArray[np.int32]:
     """Return colours (..., 3) as one number each."""
-    return (colours.astype(np.int32) << np.array([16, 8, 0])).sum(axis=-1, dtype=np.int32)
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def colour_of(value: int) -> Colour:

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from lightning_overlock.data import SegmentationFolderDataModule, label_survey
 from lightning_overlock.data.label_maps import LabelCode, label_code, read_labels, read_values
-from lightning_overlock.data.label_survey import sample
+from lightning_overlock.data.label_survey import distinct, sample
 from lightning_overlock.data.loading import CorruptImage
 from lightning_overlock.errors import InputError
 
@@ -350,6 +350,11 @@ def test_a_rare_class_that_no_sampled_map_has_is_looked_for_in_all(tmp_path, mon
     monkeypatch.setattr(label_survey, "PIXELS_READ", 1)
     monkeypatch.setattr(label_survey, "MAPS_READ", 2)
     data.setup("fit")  # one class alone would stop it
+
+
+@given(st.lists(st.sampled_from([-(2**31), -1, 0, 1, 2, 255, 65535, 65536, 2**24 - 1]), min_size=1))
+def test_the_distinct_values_are_those_of_numpy(values):
+    assert distinct(np.array([values], np.int32)) == sorted(set(values))
 
 
 # The code of the classes.
