@@ -17,7 +17,7 @@ class Ade20kDataModule(SegmentationFolderDataModule):
     Args:
         root: ADEChallengeData2016, with images/{training,validation} and
             annotations/{training,validation}.
-        kwargs: as for `SegmentationFolderDataModule`.
+        kwargs: As for `SegmentationFolderDataModule`.
     """
 
     def __init__(self, root: str = "", **kwargs: Any) -> None:

@@ -41,15 +41,15 @@ class BaseDataModule(LightningDataModule, ABC):
     `trainer.use_distributed_sampler` has no say: the loaders shard themselves.
 
     Args:
-        batch_size: images per process and step.
-        num_workers: processes that read images; None chooses by the cores of this process.
-        skip_corrupt: skip unreadable images with a warning instead of stopping. In prediction they
+        batch_size: Images per process and step.
+        num_workers: Processes that read images; None chooses by the cores of this process.
+        skip_corrupt: Skip unreadable images with a warning instead of stopping. In prediction they
             are always skipped, and the task says which.
-        max_left_out: largest share of a class or split that may be left out of the data.
-        max_image_pixels: largest number of pixels of an image; None is no limit.
+        max_left_out: Largest share of a class or split that may be left out of the data.
+        max_image_pixels: Largest number of pixels of an image; None is no limit.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     class_names: list[str]

@@ -38,10 +38,10 @@ class CuedScene(NamedTuple):
     """Digits in the four quadrants, in reading order, and which of them is meant.
 
     Attributes:
-        numbers: places of the digits in their split, None in an empty quadrant.
-        sizes: sides of their squares, 18 to 22 pixels.
-        corners: first row and first column of those squares.
-        quadrant: the one that the cue names.
+        numbers: Places of the digits in their split, None in an empty quadrant.
+        sizes: Sides of their squares, 18 to 22 pixels.
+        corners: First row and first column of those squares.
+        quadrant: The one that the cue names.
     """
 
     numbers: list[int | None]
@@ -59,12 +59,12 @@ class CuedDigitImages:
     in image i is digit i modulo the number of digits; the others are of the same split.
 
     Args:
-        split: which digits.
-        images: number of images.
-        digits: how many of the four quadrants hold a digit.
-        fresh: another canvas for the same digit in every epoch; otherwise epoch 0's for ever.
-        seed: seed of sizes, places, the quadrant and the other digits.
-        named: items are (image, name) instead of (image, label).
+        split: Which digits.
+        images: Number of images.
+        digits: How many of the four quadrants hold a digit.
+        fresh: Another canvas for the same digit in every epoch; otherwise epoch 0's for ever.
+        seed: Seed of sizes, places, the quadrant and the other digits.
+        named: Items are (image, name) instead of (image, label).
     """
 
     mean, std = 0.135, 0.273
@@ -137,15 +137,15 @@ class CuedDigitsDataModule(BaseDataModule):
     the same whatever the seed. Items of `predict` are the test images.
 
     Args:
-        batch_size: images per process and step.
-        digits: how many of the four quadrants hold a digit, of as many classes.
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch, without end; False repeats the same.
-        num_workers: processes that prepare images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        digits: How many of the four quadrants hold a digit, of as many classes.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Draw new training images in every epoch, without end; False repeats the same.
+        num_workers: Processes that prepare images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     class_names = CLASS_NAMES

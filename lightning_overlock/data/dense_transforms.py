@@ -37,8 +37,8 @@ def detection_transform(hflip: float, scale_and_crop: bool) -> v2.Transform:
     """Return what comes before a detector's own resize in training.
 
     Args:
-        hflip: probability of a horizontal flip.
-        scale_and_crop: every second image is resized to a short side of 400, 500 or 600 pixels (the
+        hflip: Probability of a horizontal flip.
+        scale_and_crop: Every second image is resized to a short side of 400, 500 or 600 pixels (the
             long one at most 1333) and cropped to sides of 384 to 600, as for DETR (arXiv
             2005.12872, section 4).
     """
@@ -61,12 +61,12 @@ def segmentation_transform(
 
     Args:
         crop_size: (height, width) of the outcome; what is missing is padded.
-        resize: longest long side and longest short side, times a random ratio; the image is made as
+        resize: Longest long side and longest short side, times a random ratio; the image is made as
             large as fits both.
-        ratio: range of that ratio.
-        largest_share: a crop should have no class with more than this share of its pixels.
-        hflip: probability of a horizontal flip.
-        photometric: change brightness, contrast, saturation and hue.
+        ratio: Range of that ratio.
+        largest_share: A crop should have no class with more than this share of its pixels.
+        hflip: Probability of a horizontal flip.
+        photometric: Change brightness, contrast, saturation and hue.
     """
     steps = [
         RandomRatioResize(resize, ratio),
@@ -84,8 +84,8 @@ class RandomSizedCrop(v2.Transform):
     """Crops to a random height and a random width, each drawn by itself.
 
     Args:
-        shortest: smallest side in pixels; a shorter image keeps its side.
-        longest: largest side in pixels.
+        shortest: Smallest side in pixels; a shorter image keeps its side.
+        longest: Largest side in pixels.
     """
 
     def __init__(self, shortest: int, longest: int) -> None:
@@ -110,8 +110,8 @@ class RandomRatioResize(v2.Transform):
     """Resizes to the largest size that fits a frame times a random ratio, in any orientation.
 
     Args:
-        frame: longest long side and longest short side in pixels.
-        ratio: range of the ratio.
+        frame: Longest long side and longest short side in pixels.
+        ratio: Range of the ratio.
     """
 
     def __init__(self, frame: tuple[int, int], ratio: tuple[float, float]) -> None:
@@ -140,7 +140,7 @@ class RandomVariedCrop(v2.Transform):
 
     Args:
         size: (height, width); a smaller image keeps its side.
-        largest_share: of the labelled pixels that one class may have.
+        largest_share: Of the labelled pixels that one class may have.
     """
 
     def __init__(self, size: tuple[int, int], largest_share: float) -> None:

@@ -170,7 +170,7 @@ def write_scenes(folder: str | Path, options: SceneOptions) -> None:
     also when several processes write it at a time.
 
     Raises:
-        InputError: an option is out of its range.
+        InputError: An option is out of its range.
     """
     folder = Path(folder)
     options.check()
@@ -244,17 +244,17 @@ class DigitScenesDetectionDataModule(CocoDataModule):
     The scenes are written once, see `write_scenes`.
 
     Args:
-        scenes: what they are made of.
-        folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
+        scenes: What they are made of.
+        folder: Where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: an image, or any folder of images to predict for; else the test scenes.
-        batch_size: images per process and step.
-        num_workers: processes that read images.
-        hflip: training: probability of a horizontal flip, which makes other signs of digits.
-        max_image_pixels: largest number of pixels of an image; null is no limit.
+        predict_dir: An image, or any folder of images to predict for; else the test scenes.
+        batch_size: Images per process and step.
+        num_workers: Processes that read images.
+        hflip: Training: probability of a horizontal flip, which makes other signs of digits.
+        max_image_pixels: Largest number of pixels of an image; null is no limit.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     def __init__(
@@ -308,20 +308,20 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
     The scenes are written once, see `write_scenes`.
 
     Args:
-        scenes: what they are made of.
-        folder: where they are kept; None is the environment's OVERLOCK_CACHE, or
+        scenes: What they are made of.
+        folder: Where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: an image, or any folder of images to predict for; else the test scenes.
-        batch_size: images per process and step.
-        num_workers: processes that read images.
-        crop_size: training: side of the crops; None is the canvas's.
-        ratio: training: range of the factor that images are resized by.
-        hflip: training: probability of a horizontal flip, which makes other signs of digits.
-        photometric: training: change brightness, contrast, saturation and hue at random.
-        max_image_pixels: largest number of pixels of an image; null is no limit.
+        predict_dir: An image, or any folder of images to predict for; else the test scenes.
+        batch_size: Images per process and step.
+        num_workers: Processes that read images.
+        crop_size: Training: side of the crops; None is the canvas's.
+        ratio: Training: range of the factor that images are resized by.
+        hflip: Training: probability of a horizontal flip, which makes other signs of digits.
+        photometric: Training: change brightness, contrast, saturation and hue at random.
+        max_image_pixels: Largest number of pixels of an image; null is no limit.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     def __init__(

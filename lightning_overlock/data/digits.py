@@ -72,12 +72,12 @@ class DigitImages:
     Digits touch the edge of their 8x8 pixels, so a margin of one pixel is laid around them first.
 
     Args:
-        split: which digits.
-        image_size: side of the image in pixels.
-        augment: a rotation of at most 12 degrees, a scale of 0.9 to 1.1 and a shift of at most a
+        split: Which digits.
+        image_size: Side of the image in pixels.
+        augment: A rotation of at most 12 degrees, a scale of 0.9 to 1.1 and a shift of at most a
             sixteenth of the side, drawn from (seed, epoch, index).
-        seed: seed of the augmentation.
-        named: items are (image, name) instead of (image, label).
+        seed: Seed of the augmentation.
+        named: Items are (image, name) instead of (image, label).
     """
 
     # Over the pixels of training images of the default size.
@@ -124,10 +124,10 @@ class Scene(NamedTuple):
 
     Attributes:
         canvas: (64, 64) uint8, ink is 255.
-        label: the whole digit.
-        top: first row of the whole digit's square.
-        left: first column of that square.
-        size: side of that square, 18 to 24 pixels.
+        label: The whole digit.
+        top: First row of the whole digit's square.
+        left: First column of that square.
+        size: Side of that square, 18 to 24 pixels.
     """
 
     canvas: NDArray[np.uint8]
@@ -145,12 +145,12 @@ class ClutteredDigitImages:
     brighter pixel wins. Image i shows digit i modulo the number of digits.
 
     Args:
-        split: which digits.
-        images: number of images.
-        clutter: number of fragments.
-        fresh: another canvas for the same digit in every epoch; otherwise epoch 0's for ever.
-        seed: seed of sizes, places and fragments.
-        named: items are (image, name) instead of (image, label).
+        split: Which digits.
+        images: Number of images.
+        clutter: Number of fragments.
+        fresh: Another canvas for the same digit in every epoch; otherwise epoch 0's for ever.
+        seed: Seed of sizes, places and fragments.
+        named: Items are (image, name) instead of (image, label).
     """
 
     canvas_size = 64
@@ -223,13 +223,13 @@ class DigitsDataModule(BaseDataModule):
     Items of `predict` are the test digits, named by their place in scikit-learn's collection.
 
     Args:
-        batch_size: images per process and step.
-        image_size: side of the images in pixels.
-        augment: turn, scale and shift training digits a little; worth it in long runs.
-        num_workers: processes that prepare images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        image_size: Side of the images in pixels.
+        augment: Turn, scale and shift training digits a little; worth it in long runs.
+        num_workers: Processes that prepare images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     class_names = CLASS_NAMES
@@ -266,15 +266,15 @@ class ClutteredDigitsDataModule(BaseDataModule):
     and test images are the same whatever the seed. Items of `predict` are the test images.
 
     Args:
-        batch_size: images per process and step.
-        clutter: number of 8x8 pixel fragments.
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch, without end; False repeats the same.
-        num_workers: processes that prepare images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        clutter: Number of 8x8 pixel fragments.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Draw new training images in every epoch, without end; False repeats the same.
+        num_workers: Processes that prepare images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     class_names = CLASS_NAMES

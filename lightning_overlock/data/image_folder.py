@@ -63,34 +63,34 @@ class ImageFolderDataModule(BaseDataModule):
     is counted.
 
     Args:
-        root: folder of the splits; not needed to predict with `predict_dir`.
-        predict_dir: an image, or any folder to predict for, with its subfolders.
-        batch_size: images per process and step.
-        num_workers: processes that read images; None: one fewer than the cores of this process,
+        root: Folder of the splits; not needed to predict with `predict_dir`.
+        predict_dir: An image, or any folder to predict for, with its subfolders.
+        batch_size: Images per process and step.
+        num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
-        skip_corrupt: skip unreadable images with a warning that counts and names them. `predict`
+        skip_corrupt: Skip unreadable images with a warning that counts and names them. `predict`
             always does.
-        max_left_out: largest share of a class's files that may be left out, being no images.
-        max_image_pixels: largest number of pixels of an image, against files that fill the memory;
+        max_left_out: Largest share of a class's files that may be left out, being no images.
+        max_image_pixels: Largest number of pixels of an image, against files that fill the memory;
             null is no limit.
-        image_size: side in pixels, or (height, width).
-        crop_pct: evaluation: side of the centre crop over that of the resized image.
-        crop_mode: evaluation: cut the centre, squash to a square or add a border.
-        interpolation: evaluation: how images are resized.
-        train_interpolation: training: the same; "random" takes bilinear or bicubic.
-        scale: training: smallest and largest area of the random crop over that of the image.
-        ratio: training: smallest and largest aspect ratio of the random crop.
-        hflip: training: probability of a horizontal flip.
-        vflip: training: probability of a vertical flip.
-        color_jitter: training: strength of brightness, contrast and saturation changes; as in timm
+        image_size: Side in pixels, or (height, width).
+        crop_pct: Evaluation: side of the centre crop over that of the resized image.
+        crop_mode: Evaluation: cut the centre, squash to a square or add a border.
+        interpolation: Evaluation: how images are resized.
+        train_interpolation: Training: the same; "random" takes bilinear or bicubic.
+        scale: Training: smallest and largest area of the random crop over that of the image.
+        ratio: Training: smallest and largest aspect ratio of the random crop.
+        hflip: Training: probability of a horizontal flip.
+        vflip: Training: probability of a vertical flip.
+        color_jitter: Training: strength of brightness, contrast and saturation changes; as in timm
             used only without `auto_augment` (or with its policy 3a).
-        auto_augment: training: timm's policy, for example rand-m9-mstd0.5-inc1.
-        re_prob: training: probability of random erasing.
-        re_mode: training: what is put there: zeros, one random colour, or random pixels.
-        re_count: training: largest number of places erased.
+        auto_augment: Training: timm's policy, for example rand-m9-mstd0.5-inc1.
+        re_prob: Training: probability of random erasing.
+        re_mode: Training: what is put there: zeros, one random colour, or random pixels.
+        re_count: Training: largest number of places erased.
 
     Raises:
-        InputError: a folder is missing, empty or holds other classes than the training split, or
+        InputError: A folder is missing, empty or holds other classes than the training split, or
             an argument is out of its range.
     """
 
@@ -186,7 +186,7 @@ class ImageFolderDataModule(BaseDataModule):
         """Return the images of a split.
 
         Raises:
-            InputError: there is no such split.
+            InputError: There is no such split.
         """
         labels = None
         if split == "predict":

@@ -81,19 +81,19 @@ class Loader:
     it predicts, overfits or distributes.
 
     Args:
-        source: where the images come from.
-        batch_sampler: yields the keys of each batch.
-        collate: makes a batch of its items: `stack`, or `as_lists` where sizes differ.
-        num_workers: worker processes; they stay alive from epoch to epoch until `close`.
-        pin_memory: copy batches into pinned memory.
-        skip_corrupt: warn of unreadable images, once per file at the end of an epoch, instead of
+        source: Where the images come from.
+        batch_sampler: Yields the keys of each batch.
+        collate: Makes a batch of its items: `stack`, or `as_lists` where sizes differ.
+        num_workers: Worker processes; they stay alive from epoch to epoch until `close`.
+        pin_memory: Copy batches into pinned memory.
+        skip_corrupt: Warn of unreadable images, once per file at the end of an epoch, instead of
             raising `CorruptImage`. In training the next readable image takes the place, so that
             batches stay full; in evaluation the image is left out.
-        skip_unreadable: leave every image out that cannot be read, for whatever reason. Nothing is
+        skip_unreadable: Leave every image out that cannot be read, for whatever reason. Nothing is
             warned of: `unreadable` says which, and why.
 
     Attributes:
-        unreadable: one line for each image that this process could not read in its last pass.
+        unreadable: One line for each image that this process could not read in its last pass.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class TrainLoader(Loader):
         """Compare with the state of the run that is resumed.
 
         Raises:
-            InputError: the rest of the epoch would not be the rest of the same epoch.
+            InputError: The rest of the epoch would not be the rest of the same epoch.
         """
         now = self.state_dict()
         changed = [

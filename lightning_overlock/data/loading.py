@@ -66,7 +66,7 @@ def seeded(*entropy: int) -> Iterator[None]:
     """Seed `random`, numpy and torch's CPU generator for a block and put them back after it.
 
     Args:
-        entropy: non-negative integers, for example (seed, epoch, index).
+        entropy: Non-negative integers, for example (seed, epoch, index).
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     first, second, third = np.random.SeedSequence(entropy).generate_state(3).tolist()
@@ -88,7 +88,7 @@ def default_num_workers(local_processes: int = 1) -> int:
     One core is left to the training process itself, and more than 16 readers seldom pay.
 
     Args:
-        local_processes: training processes that share this machine's cores.
+        local_processes: Training processes that share this machine's cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
@@ -103,8 +103,8 @@ class EpochSampler:
     """The indices of all images, in an order that is a function of (seed, epoch).
 
     Args:
-        length: number of images.
-        seed: seed of the order.
+        length: Number of images.
+        seed: Seed of the order.
         shuffle: False keeps the order of the source.
     """
 
@@ -135,17 +135,17 @@ class TrainBatches:
     as `batch_size * world_size` is. What does not fill a last step is left out of this epoch.
 
     Args:
-        sampler: the order of the epoch.
-        batch_size: images per process and step.
-        rank: number of this process.
-        world_size: number of processes.
-        position: tells which batch comes first when an epoch is entered in its middle.
+        sampler: The order of the epoch.
+        batch_size: Images per process and step.
+        rank: Number of this process.
+        world_size: Number of processes.
+        position: Tells which batch comes first when an epoch is entered in its middle.
         groups: (number of images,) a group for each image, for example upright or wide. A step then
             has images of one group, so that little is padded; only what is left over of the groups
             mixes, in the last steps.
 
     Raises:
-        InputError: there are too few images for one step.
+        InputError: There are too few images for one step.
     """
 
     def __init__(
@@ -209,13 +209,13 @@ class EvalBatches:
     cannot wait for ever. Batches are therefore of nearly equal size instead of full.
 
     Args:
-        length: number of images.
-        batch_size: upper limit for a batch (one more where `batch_size` is 1 and shares differ).
-        rank: number of this process.
-        world_size: number of processes.
+        length: Number of images.
+        batch_size: Upper limit for a batch (one more where `batch_size` is 1 and shares differ).
+        rank: Number of this process.
+        world_size: Number of processes.
 
     Raises:
-        InputError: there are fewer images than processes.
+        InputError: There are fewer images than processes.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

@@ -130,37 +130,37 @@ class SegmentationFolderDataModule(BaseDataModule):
     it is read.
 
     Args:
-        root: folder of the splits.
-        train_images: folder of training images, instead of `root`'s.
-        train_labels: folder of their label maps.
-        val_images: folder of validation images.
-        val_labels: folder of their label maps.
-        test_images: folder of test images.
-        test_labels: folder of their label maps; not needed to predict.
-        class_names: the names, or a text file with one per line. None: `root`/classes.txt; without
+        root: Folder of the splits.
+        train_images: Folder of training images, instead of `root`'s.
+        train_labels: Folder of their label maps.
+        val_images: Folder of validation images.
+        val_labels: Folder of their label maps.
+        test_images: Folder of test images.
+        test_labels: Folder of their label maps; not needed to predict.
+        class_names: The names, or a text file with one per line. None: `root`/classes.txt; without
             it, all training labels are read and the classes are called 0, 1, … to the largest.
-        label_values: the value of each class in the files, in the classes' order: numbers such as
+        label_values: The value of each class in the files, in the classes' order: numbers such as
             [0, 255], or colours such as [[0, 0, 0], [255, 0, 0]]. None: values are class numbers.
         reduce_zero_label: 0 in the files is no class and 1 is the first, as in ADE20K.
-        predict_dir: an image, or any folder to predict for, with its subfolders.
-        batch_size: images per process and step.
-        num_workers: processes that read images; None: one fewer than the cores of this process,
+        predict_dir: An image, or any folder to predict for, with its subfolders.
+        batch_size: Images per process and step.
+        num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
-        crop_size: training: side of the crops, or (height, width).
-        resize: training: longest long side and longest short side, times a random ratio; the image
+        crop_size: Training: side of the crops, or (height, width).
+        resize: Training: longest long side and longest short side, times a random ratio; the image
             is made as large as fits both.
-        ratio: training: smallest and largest of that ratio.
-        largest_share: training: of ten crops, the first in which no class has this share.
-        hflip: training: probability of a horizontal flip.
-        photometric: training: change brightness, contrast, saturation and hue at random.
-        skip_invalid: leave pairs that are incomplete or do not fit out and count them, instead of
+        ratio: Training: smallest and largest of that ratio.
+        largest_share: Training: of ten crops, the first in which no class has this share.
+        hflip: Training: probability of a horizontal flip.
+        photometric: Training: change brightness, contrast, saturation and hue at random.
+        skip_invalid: Leave pairs that are incomplete or do not fit out and count them, instead of
             stopping.
-        max_left_out: largest share of a split's files that may be left out.
-        max_image_pixels: largest number of pixels of an image, against files that fill the memory;
+        max_left_out: Largest share of a split's files that may be left out.
+        max_image_pixels: Largest number of pixels of an image, against files that fill the memory;
             null is no limit.
 
     Raises:
-        InputError: a folder is missing or empty, an image has no label map, a label map no image,
+        InputError: A folder is missing or empty, an image has no label map, a label map no image,
             another size or other values than the classes have, or an argument is out of its range.
     """
 
@@ -322,7 +322,7 @@ class SegmentationFolderDataModule(BaseDataModule):
         """Return the (image, label map) of a split, sorted, relative to their folders.
 
         Raises:
-            InputError: there is no such split, or, unless invalid ones are skipped, one of a pair
+            InputError: There is no such split, or, unless invalid ones are skipped, one of a pair
                 is missing.
         """
         if split in self._pairs:
