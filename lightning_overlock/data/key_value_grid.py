@@ -1,0 +1,136 @@
+"""Key-value grid: patches that pair a shape with a colour, and a query that asks for one of them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_overlock.data.base import Split
+from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, check_range
+
+PATCH = 4
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+}
+VALUES = np.array(list(COLOURS.values()), np.uint8)
+QUERY_COLOUR = np.full(3, 255, np.uint8)
+
+
+def _shapes() -> NDArray[np.uint8]:
+    """Return the keys' shapes, (30, PATCH, PATCH) of 0 and 1, eight pixels of ink each.
+
+    They are the rows of a Hadamard matrix and their negatives, so that any two differ in at least
+    eight of sixteen pixels. The row without and the one with all pixels are left out.
+    """
+    matrix = np.ones((1, 1), np.int64)
+    for _ in range(4):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    rows = matrix[1:]
+    return (np.concatenate([rows, -rows]) > 0).astype(np.uint8).reshape(-1, PATCH, PATCH)
+
+
+SHAPES = _shapes()
+
+
+def draw(
+    random: np.random.Generator,
+    count: int,
+    grid: int,
+    keys: int,
+    pairs: int,
+    copies: int,
+    query_first: bool,
+) -> Drawn:
+    """Draw a block of grids; the arguments are those of `KeyValueGridDataModule`.
+
+    Facts: "distance", patches in raster order from the pair that is asked for to the first query.
+    """
+    rows = np.arange(count)
+    cells = random.permuted(np.tile(np.arange(grid * (grid - 1)), (count, 1)), axis=1)[:, :pairs]
+    shapes = random.permuted(np.tile(np.arange(keys), (count, 1)), axis=1)[:, :pairs]
+    # Every colour as often as every other, so that counting colours gives nothing away.
+    colours = np.tile(np.arange(pairs) % len(COLOURS), (count, 1))
+    colours = (random.permuted(colours, axis=1) + random.integers(6, size=(count, 1))) % 6
+    patches = np.zeros((count, grid**2, PATCH, PATCH, 3), np.uint8)
+    patches[rows[:, None], cells] = SHAPES[shapes][..., None] * VALUES[colours][:, :, None, None]
+    asked = random.integers(pairs, size=count)
+    columns = random.permuted(np.tile(np.arange(grid), (count, 1)), axis=1)[:, :copies]
+    queries = grid * (grid - 1) + columns
+    query = SHAPES[shapes[rows, asked]][..., None] * QUERY_COLOUR
+    patches[rows[:, None], queries] = query[:, None]
+    distance = queries.min(axis=1) - cells[rows, asked]
+    if query_first:
+        patches = patches[:, ::-1]
+    canvases = patches.reshape(count, grid, grid, PATCH, PATCH, 3).transpose(0, 5, 1, 3, 2, 4)
+    side = grid * PATCH
+    return Drawn(
+        canvases.reshape(count, 3, side, side), colours[rows, asked], {"distance": distance}
+    )
+
+
+class KeyValueGridDataModule(DrawnDataModule):
+    """Pairs of a shape and a colour on a grid, and a white shape that asks for its pair's colour.
+
+    The grid's patches are 4x4 pixels. Each pair is one patch: its shape is the key, one of up to
+    30 of equal ink, its colour the value. The query lies in the last row, the pairs above it; the
+    label is the colour of the pair of the query's shape. Whoever does not find that pair knows
+    nothing: the colours occur equally often where `pairs` is a multiple of 6. The symbols are the
+    same in all splits, the images are not. Validation and test images are the same whatever the
+    seed.
+
+    Args:
+        batch_size: images per process and step.
+        grid: patches per side; 12 gives images of 48 pixels.
+        keys: how many shapes occur.
+        pairs: pairs in an image, of as many shapes.
+        copies: how often the query stands in the last row; more of them teach faster.
+        query_first: turn the grid round, so that the query comes before all pairs in the raster.
+        train_images: training images per epoch.
+        eval_images: validation images, and as many test images.
+        fresh: draw new training images in every epoch, without end; False repeats the same.
+        num_workers: processes that draw images; it costs so little that none is needed.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    title = "key-value grid"
+    class_names = list(COLOURS)
+    mean, std = 0.1, 0.3
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        grid: int = 12,
+        keys: int = 12,
+        pairs: int = 12,
+        copies: int = 1,
+        query_first: bool = False,
+        train_images: int = 6400,
+        eval_images: int = 1000,
+        fresh: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
+        check_range("grid", grid, 2, 64)
+        check_range("keys", keys, 2, len(SHAPES))
+        check_range("pairs", pairs, 2, min(keys, grid * (grid - 1)))
+        self.grid = grid
+        self.keys = keys
+        self.pairs = pairs
+        check_range("copies", copies, 1, grid)
+        self.copies = copies
+        self.query_first = query_first
+
+    def draws(self, split: Split) -> Draw:  # noqa: ARG002 - the symbols are the same in all
+        """Return what draws the images of a split."""
+
+        def drawn(random: np.random.Generator, count: int, epoch: int) -> Drawn:  # noqa: ARG001
+            return draw(
+                random, count, self.grid, self.keys, self.pairs, self.copies, self.query_first
+            )
+
+        return drawn
