@@ -1,4 +1,4 @@
-"""Cued clutter: four digits amid debris; what most of the strokes between them are says which one counts."""
+"""Cued clutter: digits amid debris; most of the strokes between them say which one counts."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -57,7 +57,13 @@ def glyphs_of(split: DigitSplit) -> Glyphs:
 
 
 def draw(
-    random: np.random.Generator, count: int, split: DigitSplit, classes: int, votes: int, debris: int
+    random: np.random.Generator,
+    count: int,
+    split: DigitSplit,
+    digits: int,
+    classes: int,
+    votes: int,
+    debris: int,
 ) -> Drawn:
     """Draw a block of canvases; the arguments are those of `CuedClutterDataModule`.
 
@@ -66,12 +72,16 @@ def draw(
     glyphs = glyphs_of(split)
     canvases = np.zeros((count, CANVAS, CANVAS), np.uint8)
     shown = random.permuted(np.tile(np.arange(classes), (count, 1)), axis=1)[:, :4]
+    # The first in this order counts, the last stay empty.
+    order = random.permuted(np.tile(np.arange(4), (count, 1)), axis=1)
+    filled = order.argsort(axis=1) < digits
     for quadrant in range(4):
         starts, ends = glyphs.starts[shown[:, quadrant]], glyphs.starts[shown[:, quadrant] + 1]
-        _place(random, canvases, quadrant, glyphs.images[random.integers(starts, ends)])
+        glyphs_here = glyphs.images[random.integers(starts, ends)]
+        _place(random, canvases, quadrant, glyphs_here * filled[:, quadrant, None, None])
         for _ in range(debris):
             _place(random, canvases, quadrant, STROKES[random.integers(4, size=count)])
-    quadrant = random.integers(4, size=count)
+    quadrant = order[:, 0]
     # The other sites show any of the three other strokes.
     others = (quadrant[:, None] + random.integers(1, 4, size=(count, len(SITES)))) % 4
     others[:, :votes] = quadrant[:, None]
@@ -99,19 +109,20 @@ def _place(
 
 
 class CuedClutterDataModule(DrawnDataModule):
-    """Four real digits amid debris on 48 pixels; a majority in the whole image says which counts.
+    """Real digits amid debris on 48 pixels; a majority in the whole image says which one counts.
 
-    A digit lies in each quadrant among strokes that mean nothing. Nine more strokes lie on the
+    Two to four digits lie in a quadrant each, among strokes that mean nothing. Nine more strokes lie on the
     cross between the quadrants, in four orientations: level strokes in the majority name the upper
     left digit, upright ones the upper right, falling ones the lower left and rising ones the lower
-    right; the class of that digit is the label. The four digits are of different classes, so a
-    reader of the digits alone is right once in four times, and nothing in a digit's own quadrant
-    says whether it counts. Training, validation and test images are made of disjoint digits.
+    right; the class of that digit is the label. The digits are of different classes, so a
+    reader of the digits alone is right once in `digits` times, and nothing in a digit's own
+    quadrant says whether it counts. Training, validation and test images are made of disjoint digits.
     Validation and test images are the same whatever the seed.
 
     Args:
         batch_size: images per process and step.
-        classes: how many of the ten digits occur; with 4 each image shows all of them.
+        digits: how many of the quadrants hold a digit.
+        classes: how many of the ten digits occur; as many as `digits` and each image shows all.
         votes: strokes of the majority among the nine; 9 is the clearest sign, 5 the weakest.
         debris: strokes that mean nothing in each quadrant.
         train_images: training images per epoch.
@@ -129,6 +140,7 @@ class CuedClutterDataModule(DrawnDataModule):
     def __init__(
         self,
         batch_size: int = 64,
+        digits: int = 4,
         classes: int = 10,
         votes: int = 6,
         debris: int = 1,
@@ -138,9 +150,11 @@ class CuedClutterDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
+        check_range("digits", digits, 2, 4)
         check_range("classes", classes, 4, 10)
         check_range("votes", votes, 5, 9)
         check_range("debris", debris, 0, 8)
+        self.digits = digits
         self.classes = classes
         self.votes = votes
         self.debris = debris
@@ -151,6 +165,6 @@ class CuedClutterDataModule(DrawnDataModule):
         assert split != "predict"
 
         def drawn(random: np.random.Generator, count: int, epoch: int) -> Drawn:  # noqa: ARG001
-            return draw(random, count, split, self.classes, self.votes, self.debris)
+            return draw(random, count, split, self.digits, self.classes, self.votes, self.debris)
 
         return drawn

@@ -41,27 +41,31 @@ def draw(
     grid: int,
     keys: int,
     pairs: int,
+    repeats: int,
     copies: int,
     query_first: bool,
 ) -> Drawn:
     """Draw a block of grids; the arguments are those of `KeyValueGridDataModule`.
 
-    Facts: "distance", patches in raster order from the pair that is asked for to the first query.
+    Facts: "distance", patches in raster order from the pair that is asked for, the
+    nearest of its repeats, to the first query.
     """
     rows = np.arange(count)
-    cells = random.permuted(np.tile(np.arange(grid * (grid - 1)), (count, 1)), axis=1)[:, :pairs]
+    cells = random.permuted(np.tile(np.arange(grid * (grid - 1)), (count, 1)), axis=1)
+    cells = cells[:, : pairs * repeats].reshape(count, pairs, repeats)
     shapes = random.permuted(np.tile(np.arange(keys), (count, 1)), axis=1)[:, :pairs]
     # Every colour as often as every other, so that counting colours gives nothing away.
     colours = np.tile(np.arange(pairs) % len(COLOURS), (count, 1))
     colours = (random.permuted(colours, axis=1) + random.integers(6, size=(count, 1))) % 6
     patches = np.zeros((count, grid**2, PATCH, PATCH, 3), np.uint8)
-    patches[rows[:, None], cells] = SHAPES[shapes][..., None] * VALUES[colours][:, :, None, None]
+    inked = SHAPES[shapes][..., None] * VALUES[colours][:, :, None, None]
+    patches[rows[:, None, None], cells] = inked[:, :, None]
     asked = random.integers(pairs, size=count)
     columns = random.permuted(np.tile(np.arange(grid), (count, 1)), axis=1)[:, :copies]
     queries = grid * (grid - 1) + columns
     query = SHAPES[shapes[rows, asked]][..., None] * QUERY_COLOUR
     patches[rows[:, None], queries] = query[:, None]
-    distance = queries.min(axis=1) - cells[rows, asked]
+    distance = queries.min(axis=1) - cells[rows, asked].max(axis=1)
     if query_first:
         patches = patches[:, ::-1]
     canvases = patches.reshape(count, grid, grid, PATCH, PATCH, 3).transpose(0, 5, 1, 3, 2, 4)
@@ -86,6 +90,7 @@ class KeyValueGridDataModule(DrawnDataModule):
         grid: patches per side; 12 gives images of 48 pixels.
         keys: how many shapes occur.
         pairs: pairs in an image, of as many shapes.
+        repeats: how often each pair stands on the grid.
         copies: how often the query stands in the last row; more of them teach faster.
         query_first: turn the grid round, so that the query comes before all pairs in the raster.
         train_images: training images per epoch.
@@ -99,7 +104,7 @@ class KeyValueGridDataModule(DrawnDataModule):
 
     title = "key-value grid"
     class_names = list(COLOURS)
-    mean, std = 0.1, 0.3
+    mean, std = 0.024, 0.154
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class KeyValueGridDataModule(DrawnDataModule):
         grid: int = 12,
         keys: int = 12,
         pairs: int = 12,
+        repeats: int = 1,
         copies: int = 1,
         query_first: bool = False,
         train_images: int = 6400,
@@ -121,7 +127,9 @@ class KeyValueGridDataModule(DrawnDataModule):
         self.grid = grid
         self.keys = keys
         self.pairs = pairs
+        check_range("repeats", repeats, 1, grid * (grid - 1) // pairs)
         check_range("copies", copies, 1, grid)
+        self.repeats = repeats
         self.copies = copies
         self.query_first = query_first
 
@@ -130,7 +138,14 @@ class KeyValueGridDataModule(DrawnDataModule):
 
         def drawn(random: np.random.Generator, count: int, epoch: int) -> Drawn:  # noqa: ARG001
             return draw(
-                random, count, self.grid, self.keys, self.pairs, self.copies, self.query_first
+                random,
+                count,
+                self.grid,
+                self.keys,
+                self.pairs,
+                self.repeats,
+                self.copies,
+                self.query_first,
             )
 
         return drawn

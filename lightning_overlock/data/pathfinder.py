@@ -175,7 +175,7 @@ class PathfinderDataModule(DrawnDataModule):
 
     title = "pathfinder"
     class_names = ["two paths", "one path"]
-    mean, std = 0.06, 0.22
+    mean, std = 0.031, 0.158
 
     def __init__(
         self,
