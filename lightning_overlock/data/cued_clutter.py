@@ -111,13 +111,13 @@ def _place(
 class CuedClutterDataModule(DrawnDataModule):
     """Real digits amid debris on 48 pixels; a majority in the whole image says which one counts.
 
-    Two to four digits lie in a quadrant each, among strokes that mean nothing. Nine more strokes lie on the
-    cross between the quadrants, in four orientations: level strokes in the majority name the upper
-    left digit, upright ones the upper right, falling ones the lower left and rising ones the lower
-    right; the class of that digit is the label. The digits are of different classes, so a
+    Two to four digits lie in a quadrant each, among strokes that mean nothing. Nine more strokes
+    lie on the cross between the quadrants, in four orientations: level strokes in the majority name
+    the upper left digit, upright ones the upper right, falling ones the lower left and rising ones
+    the lower right; the class of that digit is the label. The digits are of different classes, so a
     reader of the digits alone is right once in `digits` times, and nothing in a digit's own
-    quadrant says whether it counts. Training, validation and test images are made of disjoint digits.
-    Validation and test images are the same whatever the seed.
+    quadrant says whether it counts. Training, validation and test images are made of disjoint
+    digits. Validation and test images are the same whatever the seed.
 
     Args:
         batch_size: images per process and step.

@@ -1,4 +1,4 @@
-"""Key-value grid: patches that pair a shape with a colour, and a query that asks for one of them."""
+"""Key-value grid: patches that pair a shape with a colour, and a query for one of the pairs."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,6 @@ class KeyValueGridDataModule(DrawnDataModule):
     """
 
     title = "key-value grid"
-    class_names = list(COLOURS)
     mean, std = 0.024, 0.154
 
     def __init__(
@@ -121,6 +120,7 @@ class KeyValueGridDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
+        self.class_names = list(COLOURS)
         check_range("grid", grid, 2, 64)
         check_range("keys", keys, 2, len(SHAPES))
         check_range("pairs", pairs, 2, min(keys, grid * (grid - 1)))

@@ -174,7 +174,6 @@ class PathfinderDataModule(DrawnDataModule):
     """
 
     title = "pathfinder"
-    class_names = ["two paths", "one path"]
     mean, std = 0.031, 0.158
 
     def __init__(
@@ -190,6 +189,7 @@ class PathfinderDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
+        self.class_names = ["two paths", "one path"]
         check_range("image_size", image_size, 32, 512)
         # A path that turns as much as it can fits in any case.
         longest = image_size // 4
