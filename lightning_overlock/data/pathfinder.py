@@ -14,6 +14,8 @@ DASH = 3.2
 MARGIN = 3.0
 GAP = 5.0
 TRIES = 12
+# Two dashes are shorter than GAP: no second path could keep apart.
+SHORTEST = 3
 DASH_INK, DOT_INK = 200, 255
 
 
@@ -163,7 +165,7 @@ class PathfinderDataModule(DrawnDataModule):
         image_size: side of the canvas in pixels.
         length: dashes of a path.
         distractors: shorter paths, half as long; where there is no room there are fewer.
-        curriculum: `length` in the first training epochs, one number each, for example [2, 3].
+        curriculum: `length` in the first training epochs, one number each, for example [3, 4].
         train_images: training images per epoch.
         eval_images: validation images, and as many test images.
         fresh: draw new training images in every epoch, without end; False repeats the same.
@@ -193,10 +195,10 @@ class PathfinderDataModule(DrawnDataModule):
         check_range("image_size", image_size, 32, 512)
         # A path that turns as much as it can fits in any case.
         longest = image_size // 4
-        check_range("length", length, 2, longest)
+        check_range("length", length, SHORTEST, longest)
         check_range("distractors", distractors, 0, 32)
         for number, value in enumerate(curriculum or []):
-            check_range(f"curriculum[{number}]", value, 2, longest)
+            check_range(f"curriculum[{number}]", value, SHORTEST, longest)
         if curriculum and not fresh:
             raise InputError(
                 "data.curriculum needs new images in every epoch, found data.fresh false\n"

@@ -105,10 +105,10 @@ def test_predictions_are_named_after_their_label_and_what_is_known(module):
         (KeyValueGridDataModule, {"repeats": 12}, "data.repeats is 12; expected 1 to 11"),
         (KeyValueGridDataModule, {"copies": 13}, "data.copies is 13; expected 1 to 12"),
         (PathfinderDataModule, {"image_size": 31}, "data.image_size is 31; expected 32 to 512"),
-        (PathfinderDataModule, {"length": 13}, "data.length is 13; expected 2 to 12"),
+        (PathfinderDataModule, {"length": 13}, "data.length is 13; expected 3 to 12"),
         (PathfinderDataModule, {"distractors": 33}, "data.distractors is 33"),
-        (PathfinderDataModule, {"curriculum": [1]}, r"data.curriculum\[0\] is 1; expected 2"),
-        (PathfinderDataModule, {"curriculum": [2], "fresh": False}, "data.curriculum needs new"),
+        (PathfinderDataModule, {"curriculum": [2]}, r"data.curriculum\[0\] is 2; expected 3"),
+        (PathfinderDataModule, {"curriculum": [3], "fresh": False}, "data.curriculum needs new"),
     ],
 )
 def test_arguments_out_of_range_are_named(module, arguments, message):

@@ -71,7 +71,7 @@ def test_both_labels_are_as_frequent():
 
 
 def test_a_curriculum_sets_the_length_of_the_first_training_epochs_alone():
-    data = PathfinderDataModule(length=6, curriculum=[2, 4])
+    data = PathfinderDataModule(length=6, curriculum=[3, 4])
     lengths = [data.source("train").block(Key(epoch, 0)).facts["length"][0] for epoch in range(4)]
-    assert lengths == [2, 4, 6, 6]
+    assert lengths == [3, 4, 6, 6]
     assert data.source("val").block(Key(0, 0)).facts["length"][0] == 6
