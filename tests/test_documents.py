@@ -160,7 +160,7 @@ def test_every_command_runs_in_the_order_of_the_pages(workplace, capsys):
     assert (runs / "finetune-overlock_xt/predictions.csv").is_file()
     assert (runs / "parts/detections.json").is_file()
     assert list((runs / "plots/segmentation").rglob("*.overlay.png"))
-    assert "auxiliary loss" in (runs / "overlock_components-digits/table.md").read_text()
+    assert "auxiliary loss" in (runs / "overlock_components-mini/table.md").read_text()
 
 
 @pytest.mark.parametrize(
