@@ -80,7 +80,8 @@ def smaller(words):
         place = rest.index("--model.backbone") + 1
         rest[place] = SMALL_MODELS.get(rest[place], rest[place])
     if command == "sweep" and rest[0] == "run":
-        for option in ("data.train_images=64", "data.eval_images=20", "trainer.max_epochs=1"):
+        few = ("data.train_images=64", "data.eval_images=20", "trainer.max_epochs=1", "seeds=[1]")
+        for option in few:
             rest += ["--set", option]
     if command == "fit":
         rest += ["--data.batch_size=2" if "coco_1x" in rest else "--data.batch_size=4"]
