@@ -26,7 +26,7 @@ def drawn(split="val", count=256, seed=0, **difficulty):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_named_quadrant_shows_a_digit_of_the_label_and_of_its_split(split):
-    block = drawn(split, 64)
+    block = drawn(split, 24)
     digits = digits_of(split)
     glyphs = resize_digits(digits.images, DIGIT).astype(int)
     for canvas, label, quadrant in zip(
