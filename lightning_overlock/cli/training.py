@@ -30,9 +30,11 @@ from lightning_overlock.cli.parser import Parser, parse
 from lightning_overlock.cli.request import Request, read_request, typed_options
 from lightning_overlock.errors import ConfigError, InputError, Interrupted
 from lightning_overlock.files import require_writable
+from lightning_overlock.runs.config import refuse_inexact
 from lightning_overlock.runs.layout import LAST, run_folder, run_of
 from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.runs.recording import MetricsFile, RunConfig
+from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.yaml_files import dump_yaml
 
@@ -117,6 +119,13 @@ class TrainingCLI(LightningCLI):
         """Add what the package adds to Lightning's options."""
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
+        if self.request.command == "fit":
+            parser.add_argument(
+                "--allow_changes",
+                type=bool,
+                default=False,
+                help="Continue a run with another batch size, seed or the like: not exactly.",
+            )
         if "config" not in (self.request.checkpoint or {}):  # else the checkpoint says them
             parser.link_arguments(
                 "data.class_names", "model.init_args.class_names", apply_on="instantiate"
@@ -135,7 +144,11 @@ class TrainingCLI(LightningCLI):
         self._refuse_untrained()
         if request.checkpoint is not None and "config" in request.checkpoint:
             own = parse(parser, command, options, request.configs[:1], [])
-            self._refuse_contradictions(self._plain(own), self._plain(self.config))
+            before, now = self._plain(own), self._plain(self.config)
+            self._refuse_contradictions(before, now)
+            if command == "fit" and not self.config[command].allow_changes:
+                assert request.ckpt_path is not None
+                refuse_inexact(before, now, request.ckpt_path)
 
     def _refuse_unused(self) -> None:
         """Refuse what was typed and would change nothing."""
@@ -179,7 +192,7 @@ class TrainingCLI(LightningCLI):
         command = self.request.command
         text = self._subcommand_parsers[command].dump(config[command], skip_none=False)
         plain: dict[str, Any] = yaml.safe_load(text)
-        for key in self._subcommand_method_arguments[command]:
+        for key in [*self._subcommand_method_arguments[command], "allow_changes"]:
             plain.pop(key, None)
         return plain
 
@@ -267,6 +280,8 @@ class TrainingCLI(LightningCLI):
             epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
             found.append(MetricsFile(self.folder, epoch, step))
             found.append(PredictionImages())
+            if self.request.command == "fit":
+                found.append(ExactResume(self.config.fit.allow_changes))
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")

@@ -43,22 +43,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def checkpoint_epoch(path: Path) -> int | None:
-    """Return the epoch that a checkpoint was saved in, None if it is not whole."""
+def read_progress(path: Path) -> dict[str, Any]:
+    """Return how far a checkpoint is, and no weights; {} if it is not whole.
+
+    Returns:
+        "epoch", "global_step" and, of a checkpoint of this package, "position"
+        (`runs.resume.Position`).
+    """
     if not is_whole(path):
-        return None
+        return {}
     import torch
 
     # No tensor is read on the meta device.
     content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    epoch = content.get("epoch")
-    return epoch if isinstance(epoch, int) else None
+    return {key: content[key] for key in ("epoch", "global_step", "position") if key in content}
 
 
-def checkpoint_of(folder: Path, epochs: set[int]) -> tuple[str, int] | None:
-    """Return the checkpoint of one of these epochs, below the run folder, and its epoch."""
+def checkpoint_of(folder: Path, step: int) -> str | None:
+    """Return the checkpoint of an optimiser step, below the run folder; None if there is none."""
     for name in (BEST, LAST):
-        epoch = checkpoint_epoch(folder / name)
-        if epoch in epochs:
-            return name, epoch
+        if read_progress(folder / name).get("global_step") == step:
+            return name
     return None

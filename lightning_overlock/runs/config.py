@@ -5,7 +5,30 @@ from typing import Any
 
 import yaml
 
+from lightning_overlock.errors import InputError
 from lightning_overlock.runs.layout import CONFIG
+
+# Options of the data that say where they are and how they are read: the number of images is
+# compared when the training starts (`runs.resume`).
+MOVABLE = {
+    "folder",
+    "max_image_pixels",
+    "max_left_out",
+    "num_workers",
+    "root",
+    "skip_corrupt",
+    "skip_invalid",
+}
+MOVABLE_SPLITS = ("train_images", "train_json", "train_labels", "val_", "test_", "predict_")
+# Options of the trainer that change what a step does.
+STEP_OPTIONS = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "overfit_batches",
+    "precision",
+    "sync_batchnorm",
+)
 
 
 def write_config(folder: Path, text: str) -> None:
@@ -30,3 +53,47 @@ def total_epochs(folder: Path) -> int | None:
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return None
     return found if isinstance(found, int) and found > 0 else None
+
+
+def refuse_inexact(own: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse options with which a run would not be continued exactly.
+
+    Those of the model are the checkpoint's anyway; data may have moved.
+
+    Args:
+        own: The configuration in the checkpoint.
+        now: The present one.
+        checkpoint: Its path.
+
+    Raises:
+        InputError: If an option differs that what is left of the training depends on.
+    """
+    before, after = _recipe(own), _recipe(now)
+    changed = [
+        f"--{name} {_shown(before.get(name))} (now {_shown(after.get(name))})"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"{checkpoint} was made with {', '.join(changed[:4])}{', …' * (len(changed) > 4)}.\n"
+            "With another value the run would not be continued exactly: leave the option out, or "
+            "give\n--allow_changes true to continue it all the same."
+        )
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the options, in their short form, that a training step depends on."""
+    data = config.get("data") or {}
+    options = {
+        f"data.{name}": value
+        for name, value in (data.get("init_args") or {}).items()
+        if name not in MOVABLE and not name.startswith(MOVABLE_SPLITS)
+    }
+    options |= {f"trainer.{name}": (config.get("trainer") or {}).get(name) for name in STEP_OPTIONS}
+    options |= {f"ema.{name}": value for name, value in (config.get("ema") or {}).items()}
+    return options | {"seed_everything": config.get("seed_everything")}
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)[:40]

@@ -11,7 +11,10 @@ METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 BEST = f"{CHECKPOINTS}/best.ckpt"
 LAST = f"{CHECKPOINTS}/last.ckpt"
+# The best before a validation that only counts if the run does not go on.
+PREVIOUS_BEST = f"{CHECKPOINTS}/previous_best.ckpt"
 LOCK = ".lock"
+METRICS_LOCK = ".metrics.lock"
 # Evaluation and prediction write:
 PREDICTIONS = "predictions.csv"
 DETECTIONS = "detections.json"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_overlock.runs.checkpoint import checkpoint_epoch, is_whole
+from lightning_overlock.runs.checkpoint import is_whole, read_progress
 from lightning_overlock.runs.config import total_epochs
 from lightning_overlock.runs.layout import CONFIG, LAST
 from lightning_overlock.runs.metrics_file import read_curve
@@ -15,13 +15,13 @@ def can_continue(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Tell whether all epochs of the run are trained and saved."""
-    curve = read_curve(folder)
-    return (
-        bool(curve)
-        and can_continue(folder)
-        and int(curve[-1]["epoch"]) + 1 == total_epochs(folder)
-        and checkpoint_epoch(folder / LAST) == int(curve[-1]["epoch"])
-    )
+    curve, saved = read_curve(folder), read_progress(folder / LAST)
+    if not curve or not saved:
+        return False
+    epoch = int(curve[-1]["epoch"])
+    # An epoch that was cut short has a row as well.
+    ended = saved.get("position", {"ended": True})["ended"]
+    return ended and saved["epoch"] == epoch and epoch + 1 == total_epochs(folder)
 
 
 def seconds_trained(folder: Path) -> float:

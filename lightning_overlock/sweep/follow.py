@@ -15,7 +15,7 @@ from lightning_overlock.runs.checkpoint import checkpoint_of
 from lightning_overlock.runs.config import total_epochs
 from lightning_overlock.runs.layout import BEST, CONFIG, LAST, METRICS
 from lightning_overlock.runs.lock import claim_run_folder
-from lightning_overlock.runs.metrics_file import best_of, read_curve
+from lightning_overlock.runs.metrics_file import ALL_OF_TRAINING, best_of, read_curve
 from lightning_overlock.sweep.live import Active, View, clock
 from lightning_overlock.sweep.process import Process
 from lightning_overlock.sweep.provenance import config_hash
@@ -145,26 +145,23 @@ class Follower:
             TrialFailed: There is none.
         """
         metric = self.sweep.metric
-        curve = read_curve(self.folder)
+        curve = read_curve(self.folder, *ALL_OF_TRAINING)
         measured = [row for row in curve if metric in row]
         best = best_of(curve, metric, self.sweep.direction)
         if best is None or not math.isfinite(measured[-1][metric]):
             what = f"is {measured[-1][metric]}" if measured else "was not logged"
             raise TrialFailed(f"{metric} {what} at the end of epoch {self.active.epoch}", True)
         selected = measured[-1] if self.sweep.select == "last" else best
-        # The file's digits may hide which of several epochs was the best.
-        epochs = {int(row["epoch"]) for row in curve if row.get(metric) == best[metric]}
-        if self.sweep.select == "last":
-            epochs = {int(selected["epoch"])}
-        found = checkpoint_of(self.folder, epochs)
+        checkpoint = checkpoint_of(self.folder, int(selected["step"]))
         return {
             "value": selected[metric],
             "best": best[metric],
             "last": measured[-1][metric],
-            "epoch": found[1] if found else int(selected["epoch"]),
-            "checkpoint": f"{self.folder.name}/{found[0]}" if found else None,
+            "epoch": int(selected["epoch"]),
+            "step": int(selected["step"]),
+            "checkpoint": f"{self.folder.name}/{checkpoint}" if checkpoint else None,
             "metrics": {name: v if math.isfinite(v) else str(v) for name, v in curve[-1].items()},
-            "epochs": len(curve),
+            "epochs": len(read_curve(self.folder)),
             "seconds": round(seconds, 3),
             "config_hash": config_hash(self.folder),
         }

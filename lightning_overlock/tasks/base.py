@@ -28,6 +28,7 @@ from lightning_overlock.optim import (
     warmup_poly,
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
+from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
 
 # The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
@@ -244,7 +245,10 @@ class BaseTask(LightningModule):
         """
         if self.trainer.state.fn == "fit":
             refuse_unsupported(self.trainer)
-        return [StopAtNonFinite(), Throughput()]
+        # The command has one of its own.
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        exact = [] if any(isinstance(c, ExactResume) for c in callbacks) else [ExactResume()]
+        return [StopAtNonFinite(), Throughput(), *exact]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW and settle the lengths of the schedule.

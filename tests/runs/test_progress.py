@@ -19,7 +19,10 @@ def write_run(folder, epochs, asked, saved):
     lines = ["stage,epoch,step,val/top1"] + [f"fit,{e},{e},0.{e}" for e in range(epochs)]
     (folder / "metrics.csv").write_text("\n".join([*lines, "validate,1,2,0.9"]) + "\n")
     if saved is not None:
-        torch.save({"epoch": saved, "x": torch.ones(3)}, folder / "checkpoints/last.ckpt")
+        torch.save(
+            {"epoch": saved, "global_step": saved, "x": torch.ones(3)},
+            folder / "checkpoints/last.ckpt",
+        )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_folder_without_files_has_trained_nothing(tmp_path):
     assert read_curve(tmp_path) == []
     assert seconds_trained(tmp_path) == 0
     assert not can_continue(tmp_path)
-    assert checkpoint_of(tmp_path, {0}) is None
+    assert checkpoint_of(tmp_path, 0) is None
 
 
 def test_seconds_are_those_from_the_start_of_training_to_its_last_checkpoint(tmp_path):
@@ -94,9 +97,18 @@ def test_the_best_is_the_first_extreme_of_the_finite_values(values, direction):
         assert found == curve[expected]
 
 
-def test_the_checkpoint_named_is_of_the_best_epoch(tmp_path):
+def test_the_checkpoint_named_is_of_the_best_step(tmp_path):
     write_run(tmp_path, 3, 3, 2)
-    torch.save({"epoch": 1}, tmp_path / "checkpoints/best.ckpt")
-    assert checkpoint_of(tmp_path, {1}) == ("checkpoints/best.ckpt", 1)
-    assert checkpoint_of(tmp_path, {2}) == ("checkpoints/last.ckpt", 2)
-    assert checkpoint_of(tmp_path, {0}) is None
+    torch.save({"global_step": 1}, tmp_path / "checkpoints/best.ckpt")
+    assert checkpoint_of(tmp_path, 1) == "checkpoints/best.ckpt"
+    assert checkpoint_of(tmp_path, 2) == "checkpoints/last.ckpt"
+    assert checkpoint_of(tmp_path, 0) is None
+
+
+def test_a_last_epoch_that_was_cut_short_is_not_finished(tmp_path):
+    """`max_time` ends it with a row of its own."""
+    write_run(tmp_path, 3, 3, 2)
+    for ended in (False, True):
+        content = {"epoch": 2, "position": {"ended": ended}}
+        torch.save(content, tmp_path / "checkpoints/last.ckpt")
+        assert is_finished(tmp_path) is ended

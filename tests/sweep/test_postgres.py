@@ -99,7 +99,7 @@ def test_two_runners_share_one_sweep(server, tmp_path):
     checkpoints = tmp_path / "fakes"
     checkpoints.mkdir()
     for epoch in range(3):
-        torch.save({"epoch": epoch}, checkpoints / f"{epoch}.ckpt")
+        torch.save({"epoch": epoch, "global_step": epoch + 1}, checkpoints / f"{epoch}.ckpt")
     code = RUNNER.format(paths=paths, fake=str(fake))
     environment = os.environ | {"FAKE_CHECKPOINTS": str(checkpoints)}
     runners = [

@@ -31,7 +31,7 @@ EPOCHS = 3
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     for epoch in range(10):
-        torch.save({"epoch": epoch}, folder / f"{epoch}.ckpt")
+        torch.save({"epoch": epoch, "global_step": epoch + 1}, folder / f"{epoch}.ckpt")
     return folder
 
 
