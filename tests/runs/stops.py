@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -45,11 +46,15 @@ class Points(BaseDataModule):
         return Noise(2 * self.batches + 1, True) if split == "train" else Noise(6, False)
 
 
+class Network(nn.Sequential):
+    pretrained_cfg: ClassVar = {}  # as timm's models have
+
+
 class Task(ClassificationTask):
     """Running statistics, dropout and weights."""
 
     def build_model(self, num_classes):
-        return nn.Sequential(
+        return Network(
             nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, num_classes)
         )
 
