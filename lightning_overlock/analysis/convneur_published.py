@@ -67,11 +67,16 @@ def size(variant: str, **ideas: Any) -> Size:
     """Count a ConvNeur in both ways.
 
     Args:
-        variant: name of a model of `models.convneur`.
-        **ideas: its arguments.
+        variant: Name of a model of `models.convneur`.
+        **ideas: Arguments of that model.
 
     Returns:
         The counts.
+
+    Example:
+        >>> found = size("convneur_m1")
+        >>> f"{found.paper_params / 1e6:.2f} M, {found.paper_macs / 1e9:.2f} G"
+        '4.31 M, 0.69 G'
     """
     model: nn.Module = getattr(convneur, variant)(**ideas)
     image = torch.zeros(1, 3, 224, 224)
@@ -108,7 +113,12 @@ def _macs(model: nn.Module, image: torch.Tensor) -> dict[str, int]:
 
 
 def table() -> str:
-    """Markdown: ours beside the published sizes, with the counting rule of each column."""
+    """Return ours beside the published sizes as Markdown, with the counting rule of each column.
+
+    Example:
+        >>> print(table().splitlines()[2])
+        | M1 | 4.3 | 4.31 | 4.10 | 0.71 | 0.69 | 1.37 | 75.4 |
+    """
     lines = [
         "| | params M, published | ours, paper's counting | ours, all | GMACs, published "
         "| ours, paper's counting | ours, all | top-1, published |",

@@ -249,6 +249,7 @@ def test_inference_form_gives_the_same_logits_with_fewer_parameters(name):
     assert not left
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph_and_in_place_by_block(name):
     model = stir(create(name)).eval()
     x = image()

@@ -14,7 +14,7 @@ from lightning_overlock.models.overlock import OverLoCK
 
 PARITY = Path(fill.__file__).parent
 SIZES = [(224, 224), (192, 256), (96, 96), (64, 160)]
-VARIANTS = ["xt", "t"]
+VARIANTS = ["xt", pytest.param("t", marks=pytest.mark.slow)]
 
 
 def release_state_dict(variant):

@@ -97,6 +97,7 @@ def three_steps(root, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_ade20k_runs_beyond_an_epoch_on_its_layout(ade20k):
     small = ["--model.backbone=test_overlock", "--model.decoder_width=8"]
     assert three_steps(ade20k, *small, "--model.auxiliary_width=8") == 0

@@ -42,6 +42,7 @@ def interpret_checks(which: str):
     run_checks(True, which)
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter():
     interpret_checks("not slow")
 

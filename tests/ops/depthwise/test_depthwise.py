@@ -113,6 +113,7 @@ def unused_output_autocast_and_checks():
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_kernels_follow_the_definition_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE.parents[3])}
