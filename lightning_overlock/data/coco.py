@@ -325,7 +325,10 @@ class CocoDataModule(BaseDataModule):
             return CocoImages(self.file(split, "eval"), "eval", max_pixels=limit)
         file = self.file("train", "train")
         if not self.empty_images and not file.has_objects.any():
-            raise InputError(f"{self.paths['train'][0]}: no image has an object to train on")
+            raise InputError(
+                f"{self.paths['train'][0]}: no image has an object to train on\n"
+                "expected annotations, or data.empty_images true"
+            )
         return CocoImages(
             file,
             "train",

@@ -11,6 +11,7 @@ from lightning_overlock.data.coco_images import ImageEntry
 from lightning_overlock.data.coco_objects import (
     Computed,
     UnusableError,
+    UnusableMaskError,
     box_of_numbers,
     clean_object,
     number,
@@ -36,6 +37,7 @@ class _Found:
         total_of_class: How many boxes each class has, by its name.
         left_out_of_class: Its unusable ones.
         computed: What was computed.
+        lacks_masks: Whether it is for want of a mask that objects are unusable.
     """
 
     objects: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class _Found:
     total_of_class: Counter[str] = field(default_factory=Counter)
     left_out_of_class: dict[str, LeftOut] = field(default_factory=dict)
     computed: Computed = field(default_factory=Computed)
+    lacks_masks: bool = False
 
 
 def read_annotations(
@@ -88,6 +91,7 @@ def read_annotations(
             if train:
                 _refuse_untrainable(cleaned["bbox"], size)
         except UnusableError as error:
+            found.lacks_masks |= isinstance(error, UnusableMaskError)
             example = f"{name}: {error.found}"
             found.left_out.add(error.reason, example)
             of_class = f"boxes of the class {shown(class_name)}"
@@ -103,12 +107,13 @@ def read_annotations(
         found.objects.setdefault(image, []).append(
             {"id": key, "image_id": image, "category_id": category, **cleaned}
         )
-    _settle(check, found, NO_MASK if masks else "")
+    _settle(check, found)
     return found.objects
 
 
-def _settle(check: Check, found: _Found, hint: str) -> None:
+def _settle(check: Check, found: _Found) -> None:
     """Stop for what is invalid or too much, or note it."""
+    hint = NO_MASK if found.lacks_masks else ""
     total = found.total_of_class.total()
     check.settle(found.left_out, total, hint)
     for name, left_out in found.left_out_of_class.items():
@@ -186,8 +191,8 @@ def _refuse_impossible_boxes(
     left, top, width, height = boxes.T
     high, wide = sizes.T
 
-    def stop_if(bad: NDArray[np.bool_], what: str, remedy: str) -> None:
-        if bad.mean() > 0.5:
+    def stop_if(bad: NDArray[np.bool_], what: str, remedy: str, share: float = 0.5) -> None:
+        if bad.mean() > share:
             first = boxes[np.flatnonzero(bad)[0]].tolist()
             raise InputError(
                 f"{source}: {int(bad.sum()):,} of {len(boxes):,} boxes {what}, for example "
@@ -198,6 +203,7 @@ def _refuse_impossible_boxes(
         (width <= 1) & (height <= 1),
         "are no larger than a pixel, as in normalised coordinates",
         "; multiply by the image's width and height",
+        share=0.1,  # a file put together of two may have both
     )
     # Corners are in order and within the image; read as sizes, many reach beyond it.
     corners = (width > left) & (height > top) & (width <= wide + 2) & (height <= high + 2)

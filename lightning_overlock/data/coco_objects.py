@@ -29,6 +29,10 @@ class UnusableError(Exception):
         self.found = found
 
 
+class UnusableMaskError(UnusableError):
+    """What makes a mask unusable; without masks it does not matter."""
+
+
 def shown(value: Any) -> str:
     """Return a value of a json for a message: in one line, not too long, printable anywhere."""
     text = json.dumps(value, ensure_ascii=False)
@@ -94,30 +98,47 @@ def clean_object(
     Raises:
         UnusableError: The object has no usable box or mask, or an unknown crowd flag.
     """
-    crowd = whole(int(found) if isinstance(found := entry.get("iscrowd"), bool) else found or 0)
-    if crowd not in {0, 1}:
-        raise UnusableError("with an iscrowd other than 0 and 1", shown(found))
+    crowd = _crowd(entry.get("iscrowd"))
     box = box_of_numbers(entry.get("bbox"))
     area = number(entry.get("area"))
-    known = box is not None and min(box[2:]) > 0 and area is not None and area > 0
+    # pycocotools passes over what is larger than any image.
+    if area is not None and not 0 < area <= max(math.prod(size), math.prod((box or [0])[2:])):
+        area = None
     shape: Any = None
     bad_parts: list[UnusableError] = []
-    if masks or not known:
+    if masks or area is None or box is None or min(box[2:]) <= 0:
         try:
             shape, bad_parts = clean_segmentation(entry.get("segmentation"), size)
-        except UnusableError:
+            if box is None or not 0 < min(box[2:]) < 2:
+                _refuse_less_than_a_pixel(shape)
+        except UnusableMaskError:
             if masks:
                 raise
+            shape = None
     box = _usable_box(entry, box, shape, size, computed)
-    if masks and isinstance(shape, list) and min(box[2:]) >= 2 and max(map(_side, shape)) < 1:
-        raise UnusableError("with polygons smaller than a pixel", shown(shape[0]))
-    if area is None or area <= 0:
+    if area is None:
         area = box[2] * box[3] if shape is None else float(coco_mask.area(encode(shape, *size)))
         # A mask so thin that it covers no pixel's centre.
         area = area or box[2] * box[3]
         computed.areas += 1
     cleaned = {"bbox": box, "area": area, "iscrowd": crowd}
     return {**cleaned, "segmentation": shape} if masks else cleaned, bad_parts
+
+
+def _crowd(value: Any) -> int:
+    """Return 0 or 1, also of a truth value or text; what is empty is 0."""
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        value = value.lower() == "true"
+    crowd = whole(int(value) if isinstance(value, bool) else value or 0)
+    if crowd not in {0, 1}:
+        raise UnusableError("with an iscrowd other than 0 and 1", shown(value))
+    return int(crowd)
+
+
+def _refuse_less_than_a_pixel(shape: Any) -> None:
+    """Raise for polygons in normalised coordinates."""
+    if isinstance(shape, list) and max(map(_side, shape)) < 1:
+        raise UnusableMaskError("with polygons smaller than a pixel", shown(shape[0]))
 
 
 def box_of_numbers(value: Any) -> list[int | float] | None:
@@ -172,21 +193,24 @@ def clean_segmentation(value: Any, size: tuple[int, int]) -> tuple[Any, list[Unu
         size: (height, width) of the image.
 
     Raises:
-        UnusableError: There is none, or no part of it can be used.
+        UnusableMaskError: There is none, or no part of it can be used.
     """
     if not value:
-        raise UnusableError("without a segmentation", shown(value))
+        raise UnusableMaskError("without a segmentation", shown(value))
     if isinstance(value, dict):
         return _clean_code(value, size), []
     if not isinstance(value, list):
-        raise UnusableError("with a segmentation that is neither polygons nor RLE", shown(value))
-    if all(number(entry) is not None for entry in value):  # one polygon, not in a list
-        value = [value]
-    parts, bad = [], []
+        raise UnusableMaskError(
+            "with a segmentation that is neither polygons nor RLE", shown(value)
+        )
+    if all(number(entry) is not None for entry in value) or all(map(_is_point, value)):
+        value = [value]  # one polygon, not in a list
+    parts: list[list[float]] = []
+    bad: list[UnusableError] = []
     for part in value:
         try:
             parts.append(_clean_polygon(part, size))
-        except UnusableError as error:
+        except UnusableMaskError as error:
             bad.append(error)
     if not parts:
         raise bad[0]
@@ -203,19 +227,21 @@ def _clean_polygon(part: Any, size: tuple[int, int]) -> list[float]:
     """Return a polygon x, y, x, y, ...
 
     Raises:
-        UnusableError: It is none, or lies outside of the image.
+        UnusableMaskError: It is none, or lies outside of the image.
     """
     values = _coordinates(part)
     if len(values) < 6 or len(values) % 2:
-        raise UnusableError("with a polygon that is not x, y of three points or more", shown(part))
+        raise UnusableMaskError(
+            "with a polygon that is not x, y of three points or more", shown(part)
+        )
     across, down = values[0::2], values[1::2]
     left, top, right, bottom = min(across), min(down), max(across), max(down)
     if left >= size[1] or top >= size[0] or right < 0 or bottom < 0:
-        raise UnusableError("with a polygon outside of the image", shown(part))
+        raise UnusableMaskError("with a polygon outside of the image", shown(part))
     if max(right, bottom, -left, -top) > FAR * max(size):
-        raise UnusableError("with a polygon that reaches far beyond the image", shown(part))
+        raise UnusableMaskError("with a polygon that reaches far beyond the image", shown(part))
     if left == right and top == bottom:
-        raise UnusableError("with a polygon of one point", shown(part))
+        raise UnusableMaskError("with a polygon of one point", shown(part))
     return values
 
 
@@ -223,6 +249,8 @@ def _coordinates(part: Any) -> list[float]:
     """Return the numbers of a list, [] if it is none or has anything else in it."""
     if not isinstance(part, list):
         return []
+    if all(map(_is_point, part)):
+        part = [value for point in part for value in point]
     try:
         if math.isfinite(sum(part)):  # what is no number cannot be added
             return part
@@ -232,13 +260,17 @@ def _coordinates(part: Any) -> list[float]:
     return numbers if len(numbers) == len(part) else []
 
 
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
 def _clean_code(code: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Return a run-length code, compressed or not, that fills its image."""
     counts, given = code.get("counts"), code.get("size")
     if given is not None and (
         not isinstance(given, list) or [whole(side) for side in given] != list(size)
     ):
-        raise UnusableError(
+        raise UnusableMaskError(
             "with an RLE of another size than the image", f"{shown(given)}, not {list(size)}"
         )
     runs: list[int] = []
@@ -249,12 +281,12 @@ def _clean_code(code: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any
         runs = [count for count in found if count is not None and count >= 0]
         runs = counts = runs if len(runs) == len(found) else []
     if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
-        raise UnusableError(
+        raise UnusableMaskError(
             "with an RLE whose counts do not fill the image",
             f"{sum(runs):,} of {size[0] * size[1]:,} pixels",
         )
     if not sum(runs[1::2]):
-        raise UnusableError("with an RLE of an empty mask", shown(counts))
+        raise UnusableMaskError("with an RLE of an empty mask", shown(counts))
     return {"size": list(size), "counts": counts}
 
 

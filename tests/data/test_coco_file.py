@@ -204,7 +204,9 @@ def test_boxes_only_with_masks_wanted_names_the_option(read, skip_invalid):
 # What is computed
 
 
-@pytest.mark.parametrize("area", [None, "", "large", 0, -5, float("nan"), True, [441], {}])
+@pytest.mark.parametrize(
+    "area", [None, "", "large", 0, -5, 1e11, 10**400, float("nan"), True, [441], {}]
+)
 def test_an_area_that_is_none_is_computed(read, area):
     for masks, expected in ((True, 441), (False, 441)):
         file = read(changed({"area": area}), masks=masks)
@@ -224,7 +226,8 @@ def test_the_area_is_that_of_the_mask_if_there_is_one(read):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(None, 0), (False, 0), ("0", 0), (0.0, 0), ("", 0), (True, 1), ("1", 1)]
+    ("value", "expected"),
+    [(None, 0), (False, 0), ("0", 0), (0.0, 0), ("", 0), ("false", 0), (True, 1), ("1", 1)],
 )
 def test_iscrowd_of_any_type_means_the_same(read, value, expected):
     assert objects(read(changed(one={"iscrowd": value})))[0]["iscrowd"] == expected
@@ -274,10 +277,32 @@ def test_a_bad_polygon_costs_itself_not_the_object(read):
     assert len(objects(read(data, masks=False))) == 40
 
 
-def test_a_polygon_that_is_not_in_a_list_is_one(read):
+def test_a_polygon_that_is_not_in_a_list_or_of_points_is_one(read):
     (polygon,) = content()["annotations"][0]["segmentation"]
-    file = read(changed(one={"segmentation": polygon}))
-    assert objects(file)[0]["segmentation"] == [polygon]
+    points = [polygon[place : place + 2] for place in range(0, 8, 2)]
+    for shape in (polygon, points, [points]):
+        file = read(changed(one={"segmentation": shape}))
+        assert objects(file)[0]["segmentation"] == [polygon]
+
+
+def test_normalised_polygons_give_no_area_and_no_box(read):
+    data = content()
+    for a in data["annotations"]:
+        a["segmentation"] = [[value / SIDE for value in a["segmentation"][0]]]
+        a["area"] = None
+    with pytest.raises(InputError, match="8 with polygons smaller than a pixel"):
+        read(data)
+    assert [a["area"] for a in objects(read(data, masks=False))] == [441] * 8
+    with pytest.raises(InputError, match="8 without a bbox"):
+        read(
+            {**data, "annotations": [{**a, "bbox": None} for a in data["annotations"]]}, masks=False
+        )
+
+
+def test_the_remedy_for_masks_is_told_where_masks_are_the_trouble(read):
+    with pytest.raises(InputError) as caught:
+        read(changed(one={"category_id": 9}))
+    assert "model.masks" not in str(caught.value)
 
 
 # Run-length codes
@@ -345,6 +370,7 @@ def boxes(data: dict[str, Any], change: Any) -> dict[str, Any]:
         (lambda x, y, w, h: [x / 64, y / 64, w / 64, h / 64], "normalised .*\n.* width and height"),
         (lambda x, y, w, h: [x, y, w / 64, h / 64], "no larger than a pixel"),
         (lambda x, y, w, h: [0, 0, 1, 1], "no larger than a pixel"),
+        (lambda x, y, w, h: [x, y, 1, 1] if x > 10 else [x, y, w, h], "no larger than a pixel"),
         (
             lambda x, y, w, h: [x, y, x + w, y + h],
             r"are \[x1, y1, x2, y2\].*\n.*subtract the first",
@@ -358,7 +384,7 @@ def test_boxes_that_no_image_could_have_stop_the_run(read, change, message, mask
     with pytest.raises(InputError, match=message) as caught:
         read(boxes(content(), change), masks=masks, skip_invalid=skip_invalid, max_left_out=1)
     assert len(str(caught.value).splitlines()) <= 3
-    assert "of 8 boxes" in str(caught.value)
+    assert " of 8 boxes" in str(caught.value)
     assert "expected [x, y, width, height] in pixels" in str(caught.value)
 
 
