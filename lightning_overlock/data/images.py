@@ -195,6 +195,11 @@ class _PillowLimit:
     """
 
     def __init__(self) -> None:
+        self.limit = Image.MAX_IMAGE_PIXELS
+        self.reset()
+
+    def reset(self) -> None:
+        """Start with nobody reading."""
         self.lock = threading.Lock()
         self.readers = 0
 
@@ -213,6 +218,9 @@ class _PillowLimit:
 
 
 _pillow_limit = _PillowLimit()
+# A worker that is forked while another thread reads must not wait for that thread's lock.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pillow_limit.reset)
 
 
 @contextlib.contextmanager

@@ -353,9 +353,9 @@ class SegmentationFolderDataModule(BaseDataModule):
 
     def _labels(self, split: str) -> Path:
         if split not in self.folders or self.folders[split][1] is None:
-            what = "labels" if split in self.folders else "split"
+            found = "has no labels" if split in self.folders else "is not there"
             raise InputError(
-                f"there is no {split} {what}\nexpected data.{split}_images and data.{split}_labels"
+                f"the {split} split {found}\nexpected data.{split}_images and data.{split}_labels"
             )
         return cast("Path", self.folders[split][1])
 

@@ -310,7 +310,7 @@ def test_bad_options_are_named(root, options, message):
 def test_missing_folders_and_splits_are_named(root, tmp_path):
     with pytest.raises(InputError, match=r"found neither data\.root nor"):
         SegmentationFolderDataModule()
-    with pytest.raises(InputError, match="there is no test split"):
+    with pytest.raises(InputError, match="the test split is not there"):
         folder(root).test_dataloader()
     with pytest.raises(InputError, match=r"images/train: no folder"):
         folder(tmp_path / "nowhere", class_names=CLASSES).train_dataloader()
