@@ -31,27 +31,39 @@ def _has_substance(record: logging.LogRecord) -> bool:
 
 
 class FirstBatch(Callback):
-    """Lets go of the messages that are held back, once a batch has gone through.
+    """Lets go of what is held back once a batch has gone through."""
 
-    Args:
-        handlers: What holds them.
-    """
+    def __init__(self) -> None:
+        self.handlers: list[MemoryHandler] = []
+        self.warnings: list[tuple[Any, ...]] = []
+        self._show = warnings.showwarning
+        self._passed = False
 
-    def __init__(self, handlers: list[MemoryHandler]) -> None:
-        self.handlers = handlers
+    def show_warning(self, *warning: Any, **more: Any) -> None:
+        """Hold a warning back, or show it; in place of `warnings.showwarning`."""
+        if self._passed:
+            self._show(*warning, **more)
+        else:
+            self.warnings.append(warning)
 
-    def _release(self, *_: Any, **__: Any) -> None:
+    def release(self, *_: Any, **__: Any) -> None:
+        """Let everything go, and what comes from now on at once."""
+        if self._passed:
+            return
+        self._passed = True
         for handler in self.handlers:
-            handler.capacity = 1  # what comes from now on passes at once
+            handler.capacity = 1
             handler.flush()
+        for warning in self.warnings:
+            self._show(*warning)
 
-    on_train_batch_end = on_validation_batch_end = _release
-    on_test_batch_end = on_predict_batch_end = _release
+    on_train_batch_end = on_validation_batch_end = release
+    on_test_batch_end = on_predict_batch_end = release
 
 
 @contextmanager
 def held_messages(wrong_input: tuple[type[Exception], ...]) -> Iterator[FirstBatch]:
-    """Hold Lightning's messages (the seed, devices, the model's summary) back.
+    """Hold back what Lightning says (the seed, devices, the model's size) and Python's warnings.
 
     They are dropped where wrong input ends the command before its first batch, whose message then
     stands alone.
@@ -62,24 +74,25 @@ def held_messages(wrong_input: tuple[type[Exception], ...]) -> Iterator[FirstBat
     Yields:
         The callback that lets go of them.
     """
+    held = FirstBatch()
     kept = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
-    held: list[MemoryHandler] = []
     for name, handlers in kept.items():
-        for handler in handlers:
-            memory = MemoryHandler(10_000, logging.ERROR, handler, flushOnClose=False)
-            logging.getLogger(name).removeHandler(handler)
-            logging.getLogger(name).addHandler(memory)
-            held.append(memory)
-    dropped = False
+        memories = [MemoryHandler(10_000, logging.ERROR, h, flushOnClose=False) for h in handlers]
+        logging.getLogger(name).handlers = list[logging.Handler](memories)
+        held.handlers += memories
+    show, warnings.showwarning = warnings.showwarning, held.show_warning
     try:
-        yield FirstBatch(held)
+        yield held
     except wrong_input:
-        dropped = True
         raise
+    except BaseException:
+        held.release()
+        raise
+    else:
+        held.release()
     finally:
-        for memory in held:
-            if not dropped:
-                memory.flush()
+        warnings.showwarning = show
+        for memory in held.handlers:
             memory.close()
         for name, handlers in kept.items():
             logging.getLogger(name).handlers = handlers

@@ -289,6 +289,7 @@ def _nearest_option(parts: list[str], known: set[str], arguments: set[str]) -> s
         *(name for name in every if ends[name] == last),
         *(name for name in every if ends[name].removeprefix("max_") == last),
         *(name for name in every if name.replace(".", "_") == last),
+        *(name for name in every if ends[name].startswith(f"{last}_")),
         *sorted(near, key=likeness, reverse=True),
         *difflib.get_close_matches(short, every, n=1, cutoff=0.6),
     ]

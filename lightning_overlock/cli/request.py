@@ -59,7 +59,8 @@ def read_request(command: str, arguments: list[str]) -> Request:
     ]
     given = _given_words(contents)
     stems = "-".join(file.stem for file in files)
-    name: str | None = found.name or given.get("name") or stems or None
+    name: str | None = given.get("name") or stems or None
+    name = name if found.name is None else found.name
     path: str | None = found.ckpt_path or given.get("ckpt_path")
     if name is not None:
         run_folder(name)  # refuses what cannot be a folder's name

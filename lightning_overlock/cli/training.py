@@ -38,6 +38,9 @@ from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.yaml_files import dump_yaml
 
+# By command and by whether the class names come from the data.
+_PARSERS: dict[tuple[str, bool], tuple[Any, Any, Any]] = {}
+
 # Exceptions that mean a mistake in what was typed, configured or read.
 WRONG_INPUT = (InputError, ConfigError, MisconfigurationException)
 
@@ -115,10 +118,27 @@ class TrainingCLI(LightningCLI):
         ours = {"weights_only", "verbose", "return_predictions"}
         return {self.request.command: every[self.request.command] | ours}
 
+    def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:
+        """Build the parser, or take that of an earlier command: a sweep builds many rows."""
+        linked = self._class_names_from_data()
+        key = (self.request.command, linked)
+        if key not in _PARSERS:
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            _PARSERS[key] = (
+                self.parser,
+                self._subcommand_parsers,
+                self._subcommand_method_arguments,
+            )
+        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = _PARSERS[key]
+
+    def _class_names_from_data(self) -> bool:
+        """Tell whether the data say the classes; a checkpoint says its own."""
+        return "config" not in (self.request.checkpoint or {})
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the package adds to Lightning's options."""
         parser.add_lightning_class_args(EMA, "ema")
-        parser.add_argument("--name", type=str, default=self.request.name, help="Name of the run.")
+        parser.add_argument("--name", type=str, help="Name of the run.")
         if self.request.command == "fit":
             parser.add_argument(
                 "--allow_changes",
@@ -126,7 +146,7 @@ class TrainingCLI(LightningCLI):
                 default=False,
                 help="Continue a run with another batch size, seed or the like: not exactly.",
             )
-        if "config" not in (self.request.checkpoint or {}):  # else the checkpoint says them
+        if self._class_names_from_data():
             parser.link_arguments(
                 "data.class_names", "model.init_args.class_names", apply_on="instantiate"
             )
@@ -264,7 +284,7 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(given)
         try:
             return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # its arguments are what was typed
+        except (TypeError, ValueError) as error:  # its arguments are what was typed
             raise InputError(str(error)) from error
 
     def _callbacks(self, trainer: Namespace) -> list[Callback]:

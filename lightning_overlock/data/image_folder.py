@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,6 +27,7 @@ from lightning_overlock.data.images import (
 from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut, refuse_if_too_many
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError, did_you_mean, printable
+from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -94,6 +95,8 @@ class ImageFolderDataModule(BaseDataModule):
             an argument is out of its range.
     """
 
+    ranges: ClassVar[dict[str, Range]] = {"color_jitter": AT_LEAST_0, "re_count": AT_LEAST_1}
+
     def __init__(
         self,
         root: str = "",
@@ -120,6 +123,7 @@ class ImageFolderDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, skip_corrupt, max_left_out, max_image_pixels)
         self.root = Path(root)
+        self._root_given = bool(root)
         self.eval_options: dict[str, Any] = {
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
@@ -152,7 +156,7 @@ class ImageFolderDataModule(BaseDataModule):
             "expected train/ and val/ in it, each with one folder of images per class; to predict "
             "with a checkpoint, data.predict_dir does"
         )
-        if self.root == Path():
+        if not self._root_given:
             raise InputError(f"data.root is not given\n{layout}")
         if not self.root.is_dir():
             raise InputError(f"data.root: '{printable(self.root)}' is no folder\n{layout}")
@@ -230,6 +234,7 @@ class ImageFolderDataModule(BaseDataModule):
 
     def _check_options(self) -> None:
         options = {**self.train_options, **self.eval_options}
+        check_ranges("data", options, self.ranges)
         for name in ("hflip", "vflip", "re_prob"):
             if not 0 <= options[name] <= 1:
                 raise InputError(f"data.{name} is {options[name]}; expected a probability")

@@ -9,43 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from shared_run import QUICK
 
 from lightning_overlock import __version__
 from lightning_overlock.cli import (
     training as training,  # Lightning logs to the stderr of its import
 )
 from lightning_overlock.cli.main import main
-
-QUICK = [
-    "--model.backbone=test_overlock",
-    "--trainer.limit_train_batches=2",
-    "--trainer.limit_val_batches=1",
-    "--trainer.limit_test_batches=1",
-    "--trainer.limit_predict_batches=2",
-    "--trainer.max_epochs=1",
-    "--trainer.log_every_n_steps=1",
-    "--data.batch_size=8",
-]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run: two steps of test_overlock on the digits."""
-    runs = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OVERLOCK_RUNS", str(runs))
-        patch.setenv("PL_GLOBAL_SEED", "42")
-        patch.setenv("PL_SEED_WORKERS", "1")
-        assert main(["fit", "--config", "quickstart", *QUICK]) == 0
-    return runs / "quickstart"
 
 
 def answer(capsys, *arguments):

@@ -1,0 +1,29 @@
+"""What the tests of the command share."""
+
+import pytest
+from shared_run import QUICK
+
+from lightning_overlock.cli import (
+    training as training,  # Lightning logs to the stderr of its import
+)
+from lightning_overlock.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Set by seed_everything; other tests must not see it.
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished run: two steps of test_overlock on the digits."""
+    runs = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OVERLOCK_RUNS", str(runs))
+        patch.setenv("PL_GLOBAL_SEED", "42")
+        patch.setenv("PL_SEED_WORKERS", "1")
+        assert main(["fit", "--config", "quickstart", *QUICK]) == 0
+    return runs / "quickstart"
