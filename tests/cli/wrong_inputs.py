@@ -105,8 +105,9 @@ def _boxes(root, picture):
     write("other_size", images=[image | {"width": 32} for image in images])
     write("normalised", annotations=[o | {"bbox": [0.1, 0.1, 0.3, 0.3]} for o in objects])
     write("unknown_category", annotations=[o | {"category_id": 9} for o in objects])
-    write("box_of_three", annotations=[o | {"bbox": [1, 2, 3]} for o in objects])
-    write("box_of_text", annotations=[o | {"bbox": "abcd"} for o in objects])
+    boxes = [{key: o[key] for key in o if key != "segmentation"} for o in objects]
+    write("box_of_three", annotations=[o | {"bbox": [1, 2, 3]} for o in boxes])
+    write("box_of_text", annotations=[o | {"bbox": "abcd"} for o in boxes])
     write("no_masks", annotations=[{k: v for k, v in o.items() if k != "segmentation"}
                                    for o in objects])  # fmt: skip
     (root / "list.json").write_text("[1, 2]")
@@ -344,7 +345,8 @@ JSONS = {
     "{no_annotations_json}": "annotation", "{no_categories_json}": "categories",
     "{text_categories_json}": "categories", "{missing_file_json}": "nowhere.png",
     "{normalised_json}": "pixel", "{unknown_category_json}": "categor",
-    "{box_of_three_json}": "bbox", "{box_of_text_json}": "bbox",
+    "{box_of_three_json} --model.masks=false": "box",
+    "{box_of_text_json} --model.masks=false": "box",
 }  # fmt: skip
 MASK_ROOTS = {
     "{root}/nowhere": "nowhere", "{empty_folder}": "folder", "{text_txt}": "folder",
@@ -390,7 +392,7 @@ MORE = [
      " --data.val_json={good_json} --data.val_images={boxes}", "nowhere"),
     (f"{BOXES} --data.train_json={{no_masks_json}} --data.train_images={{boxes}}"
      " --data.val_json={no_masks_json} --data.val_images={boxes}", "mask"),
-    (f"{FOLDER} --data.root={{classes}} --trainer.max_epochs=1 --data.batch_size=500", "fewer than one batch"),
+    (f"{FOLDER} --data.root={{classes}} --trainer.max_epochs=1 --data.batch_size=500", "fewer"),
     ("validate", "validate needs --ckpt_path"),
     ("validate --config quickstart", "found no trained weights"),
     ("test", "test needs --ckpt_path"),
@@ -432,7 +434,7 @@ MORE = [
     ("sweep status overlock_components --nam x", "--nam"),
     *((f"bench test_overlock --json {path}", "cannot be written") for path in UNWRITABLE),
     *((f"bench test_overlock --markdown {path}", "cannot be written") for path in UNWRITABLE),
-    *((f"sweep run overlock_components --runs {path}", "cannot be written")
+    *((f"sweep run overlock_components --runs {path}", "cannot be made")
       for path in UNWRITABLE),
 ]  # fmt: skip
 
@@ -472,7 +474,8 @@ def options_without_range():
 
 def readable(line):
     """Return a test's name."""
-    return line.replace(os.sep, "|").replace("{root}", "")[:90]
+    name = line.replace(os.sep, "|").replace("{root}", "").replace("--data.num_workers=0 ", "")
+    return name if len(name) < 90 else f"{name[:30]}…{name[-58:]}"
 
 
 def fill(line, files):
