@@ -3,8 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -12,7 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.errors import InputError
 
+# The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
+REFERENCE_BATCH = 1024
 # The layers of OverLoCK that are called norm in its release. Its batch norms and the layer norms
 # of its static blocks have other names there.
 _RELEASE_NORMS = re.compile(r"focus\.\d+\.blocks\.\d+\.norm[12]")
@@ -102,6 +107,80 @@ def dense_parameter_groups(
         {"params": parameters, "lr_scale": scale, "weight_decay": decay}
         for (scale, decay), parameters in groups.items()
     ]
+
+
+def images_per_step(trainer: Trainer) -> int:
+    """Return the images of one optimiser step over all processes.
+
+    Raises:
+        InputError: The training loader has no fixed batch size.
+    """
+    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    if batch_size is None:
+        raise InputError(
+            "scale_lr_with_batch needs a training loader with a fixed batch_size, "
+            f"found {type(trainer.train_dataloader).__name__}"
+        )
+    return int(batch_size * trainer.world_size * trainer.accumulate_grad_batches)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step of a run.
+
+    Attributes:
+        kind: "cosine", "multistep" or "poly".
+        peak: Rate at the end of the warm-up.
+        start: Rate that the warm-up starts from.
+        warmup_steps: Steps of the warm-up.
+        total_steps: Step at which cosine and poly reach `min_lr`.
+        min_lr: Rate at the end of cosine and poly.
+        milestones: Steps after which multistep multiplies the rate by `gamma`.
+        gamma: Factor of multistep.
+        power: Exponent of poly.
+    """
+
+    kind: Literal["cosine", "multistep", "poly"]
+    peak: float
+    start: float
+    warmup_steps: int
+    total_steps: int
+    min_lr: float
+    milestones: list[int]
+    gamma: float
+    power: float
+
+    def rate(self, step: int) -> float:
+        """Return the rate of an optimiser step, counted from 0."""
+        if self.kind == "cosine":
+            return warmup_cosine(
+                step,
+                lr=self.peak,
+                total_steps=self.total_steps,
+                warmup_steps=self.warmup_steps,
+                warmup_lr=self.start,
+                min_lr=self.min_lr,
+            )
+        # A learning rate of 0 has no share to start from.
+        factor = self.start / self.peak if self.peak else 0.0
+        if self.kind == "multistep":
+            return warmup_multistep(
+                step,
+                lr=self.peak,
+                milestones=self.milestones,
+                gamma=self.gamma,
+                warmup_steps=self.warmup_steps,
+                warmup_factor=factor,
+            )
+        return warmup_poly(
+            step,
+            lr=self.peak,
+            total_steps=self.total_steps,
+            power=self.power,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            warmup_factor=factor,
+        )
 
 
 def warmup_cosine(

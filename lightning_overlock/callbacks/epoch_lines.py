@@ -1,5 +1,6 @@
 """Progress for output that is no terminal."""
 
+import math
 import time
 
 from lightning.pytorch import LightningModule, Trainer
@@ -32,6 +33,11 @@ class EpochLines(Checkpoint):
 
 
 def format_metrics(trainer: Trainer) -> str:
-    """Return the metrics of the last epoch in one line."""
-    shown = (name for name in sorted(trainer.callback_metrics) if not name.endswith("_step"))
-    return "  ".join(f"{name} {float(trainer.callback_metrics[name]):.4g}" for name in shown)
+    """Return the metrics of the last epoch in one line, without those that have no value."""
+    values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    return "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in values.items()
+        # A set without an object of a size has no precision for it.
+        if not name.endswith("_step") and not (math.isnan(value) and not name.startswith("train/"))
+    )

@@ -28,6 +28,11 @@ def per_class(stage: str) -> str:
     return f"per_class_{stage}.csv"
 
 
+def confusion_matrix(stage: str) -> str:
+    """Return the file of a classifier's confusion matrix: of "val" or "test"."""
+    return f"confusion_{stage}.csv"
+
+
 def run_folder(name: str) -> Path:
     """Return the folder of the run `name`; the environment's OVERLOCK_RUNS moves `runs`.
 

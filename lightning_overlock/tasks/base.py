@@ -21,18 +21,16 @@ from lightning_overlock.callbacks.throughput import Throughput
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
 from lightning_overlock.optim import (
+    REFERENCE_BATCH,
+    Schedule,
     dense_parameter_groups,
+    images_per_step,
     parameter_groups,
-    warmup_cosine,
-    warmup_multistep,
-    warmup_poly,
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
-
-# The batch that `lr` is meant for with `scale_lr_with_batch`, as in timm and OverLoCK's release.
-REFERENCE_BATCH = 1024
+from lightning_overlock.tasks.predictions import tell_unreadable
 
 
 class BaseTask(LightningModule):
@@ -89,6 +87,8 @@ class BaseTask(LightningModule):
 
     # timm's models share more than nn.Module has, but no type.
     model: Any
+    # By stage, "val" and "test": a ModuleDict of torchmetrics' where a task has such.
+    metrics: Any
     monitor: str
     monitor_mode: Literal["min", "max"] = "max"
     # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
@@ -192,32 +192,7 @@ class BaseTask(LightningModule):
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of an optimiser step; a group's is `lr_scale` times it."""
-        hparams, peak = self.hparams, self._peak_lr
-        factor = hparams["warmup_factor"]
-        start = hparams["warmup_lr"] if factor is None else factor * peak
-        if hparams["schedule"] == "cosine":
-            return warmup_cosine(
-                step,
-                lr=peak,
-                total_steps=self._decay_steps,
-                warmup_steps=self._warmup_steps,
-                warmup_lr=start,
-                min_lr=hparams["min_lr"],
-            )
-        # A learning rate of 0 has no share to start from.
-        warmup = {"warmup_steps": self._warmup_steps, "warmup_factor": start / peak if peak else 0}
-        if hparams["schedule"] == "multistep":
-            return warmup_multistep(
-                step, lr=peak, milestones=self._milestones, gamma=hparams["gamma"], **warmup
-            )
-        return warmup_poly(
-            step,
-            lr=peak,
-            total_steps=self._decay_steps,
-            power=hparams["power"],
-            min_lr=hparams["min_lr"],
-            **warmup,
-        )
+        return self._schedule.rate(step)
 
     # The recipe
 
@@ -266,21 +241,29 @@ class BaseTask(LightningModule):
             )
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         hparams = self.hparams
-        self._warmup_steps = hparams["warmup_steps"]
-        if self._warmup_steps is None:
-            self._warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
-        milestones = hparams["milestones"] or []
-        self._milestones = [round(epoch * steps_per_epoch) for epoch in milestones]
+        warmup_steps = hparams["warmup_steps"]
+        if warmup_steps is None:
+            warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
         decay_steps = total_steps - round(hparams["cooldown_epochs"] * steps_per_epoch)
         if decay_steps < 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise InputError(
                 f"cooldown_epochs {hparams['cooldown_epochs']:g} leaves no epoch to train in\n"
                 f"expected less than the length of the run, {total_steps / steps_per_epoch:g}"
             )
-        self._decay_steps = max(int(decay_steps), 1)
-        self._peak_lr = hparams["lr"]
+        peak, factor = hparams["lr"], hparams["warmup_factor"]
         if hparams["scale_lr_with_batch"]:
-            self._peak_lr *= self._images_per_step() / REFERENCE_BATCH
+            peak *= images_per_step(trainer) / REFERENCE_BATCH
+        self._schedule = Schedule(
+            hparams["schedule"],
+            peak=peak,
+            start=hparams["warmup_lr"] if factor is None else factor * peak,
+            warmup_steps=warmup_steps,
+            total_steps=max(int(decay_steps), 1),
+            min_lr=hparams["min_lr"],
+            milestones=[round(epoch * steps_per_epoch) for epoch in hparams["milestones"] or []],
+            gamma=hparams["gamma"],
+            power=hparams["power"],
+        )
         decay = {name: hparams[name] for name in ("weight_decay", "layer_decay")}
         groups = (
             dense_parameter_groups(self.model, self.features, **decay)
@@ -290,18 +273,7 @@ class BaseTask(LightningModule):
         # One kernel for all parameters, but in mixed precision: there, with gradient clipping,
         # some Lightning releases refuse it and some clip nothing.
         fused = self.device.type in ("cpu", "cuda") and not trainer.precision.endswith("mixed")
-        return torch.optim.AdamW(
-            groups, lr=self._peak_lr, betas=tuple(hparams["betas"]), fused=fused
-        )
-
-    def _images_per_step(self) -> int:
-        batch_size = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if batch_size is None:
-            raise InputError(
-                "scale_lr_with_batch needs a training loader with a fixed batch_size, "
-                f"found {type(self.trainer.train_dataloader).__name__}"
-            )
-        return int(batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        return torch.optim.AdamW(groups, lr=peak, betas=tuple(hparams["betas"]), fused=fused)
 
     # Initial weights
 
@@ -433,24 +405,8 @@ class BaseTask(LightningModule):
             self.report_classes(stage)
 
     def on_predict_end(self) -> None:
-        """Say which images could not be read.
-
-        Raises:
-            InputError: None could.
-        """
-        loader: Any = self.trainer.predict_dataloaders
-        own: list[str] = getattr(loader, "unreadable", [])
-        parts = [own]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [[]] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, own)
-        lines = [line for part in parts for line in part]
-        if lines and len(lines) == len(loader.source):
-            raise InputError(f"none of {len(lines):,} images could be read, the first:\n{lines[0]}")
-        for line in lines:
-            rank_zero_info(line)
-        if lines:
-            rank_zero_info(f"{len(lines):,} of {len(loader.source):,} images could not be read")
+        """Say which images could not be read."""
+        tell_unreadable(self.trainer)
 
     # What belongs to a step, an epoch, a checkpoint
 

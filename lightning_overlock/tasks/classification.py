@@ -1,24 +1,26 @@
 """Image classification with any timm model."""
 
 import csv
-from itertools import chain
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_overlock.backbones.create import refusal_explained
 from lightning_overlock.errors import InputError
 from lightning_overlock.ranges import AT_LEAST_0, SHARE, Range
-from lightning_overlock.runs.layout import PREDICTIONS
+from lightning_overlock.runs.layout import PREDICTIONS, confusion_matrix, per_class
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_class
+from lightning_overlock.tasks.per_class import write_classes, write_confusion
+from lightning_overlock.tasks.predictions import Rows, keep_earlier
 
 Prediction = tuple[str, list[str], list[float]]
 
@@ -29,7 +31,9 @@ class ClassificationTask(BaseTask):
     Batches are (images (B, 3, H, W) float32, labels (B,) int64); in prediction (images, items),
     with a file path or name per image. Logs `train/loss` (mean of the epoch), `train/loss_step`,
     and `loss` (cross-entropy of the plain labels), `top1`, `top5` under `val/` and `test/`.
-    Prediction writes `predictions.csv` into the trainer's `default_root_dir`.
+    `validate` and `test` print the accuracy of each class and write it to `per_class_val.csv` (or
+    `_test`) in the trainer's `default_root_dir`, with `confusion_val.csv` and a picture of it;
+    prediction writes `predictions.csv` there, row by row.
 
     Args:
         class_names: Names of the classes; linked from the data.
@@ -47,6 +51,7 @@ class ClassificationTask(BaseTask):
     """
 
     monitor = "val/top1"
+    losses: Any
     ranges: ClassVar[dict[str, Range]] = BaseTask.ranges | {
         "overview_weight": AT_LEAST_0,
         "label_smoothing": SHARE,
@@ -98,6 +103,7 @@ class ClassificationTask(BaseTask):
             {
                 "top1": MulticlassAccuracy(count, average="micro"),
                 "top5": MulticlassAccuracy(count, top_k=min(5, count), average="micro"),
+                "confusion": MulticlassConfusionMatrix(count),
             }
         )
         self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
@@ -162,7 +168,17 @@ class ClassificationTask(BaseTask):
 
     def evaluation(self, stage: str) -> dict[str, float | Tensor]:
         """Return `loss`, `top1` and `top5`."""
-        return {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}
+        values = self.metrics[stage].compute()
+        self._confusion = values.pop("confusion").cpu()
+        return {"loss": self.losses[stage].compute(), **values}
+
+    def report_classes(self, stage: str) -> None:
+        """Print and write the accuracy of each class and the confusion matrix."""
+        folder, confusion = Path(self.trainer.default_root_dir), self._confusion
+        images = confusion.sum(1)
+        shares = {"accuracy": confusion.diagonal() / images}
+        write_classes(folder / per_class(stage), self.class_names, shares, {"images": images})
+        write_confusion(folder / confusion_matrix(stage), self.class_names, confusion)
 
     def draw(self, images: Tensor) -> list[Tensor]:
         """Return each image (3, H, W) with the likeliest class written on it, uint8."""
@@ -172,12 +188,15 @@ class ClassificationTask(BaseTask):
             for image, index in zip(images, likeliest, strict=True)
         ]
 
-    def on_predict_epoch_start(self) -> None:
-        """Start a new list."""
-        self._predictions: list[Prediction] = []
+    def on_predict_start(self) -> None:
+        """Start the file of predictions."""
+        super().on_predict_start()
+        ranks = range(1, min(5, len(self.class_names)) + 1)
+        head = ["item", *(f"class{r}" for r in ranks), *(f"probability{r}" for r in ranks)]
+        self._rows = Rows(self.trainer, keep_earlier(self.trainer, PREDICTIONS), _csv([head]))
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> list[Prediction]:
-        """Return (item, top-5 class names, their probabilities) per image."""
+        """Write and return (item, top-5 class names, their probabilities) per image."""
         images, items = batch
         top = self(images).float().softmax(dim=1).topk(min(5, len(self.class_names)))
         rows = [
@@ -186,26 +205,18 @@ class ClassificationTask(BaseTask):
                 items, top.indices.tolist(), top.values.tolist(), strict=True
             )
         ]
-        self._predictions += rows
+        self._rows.add(
+            _csv([item, *names, *(f"{p:.6f}" for p in shares)] for item, names, shares in rows)
+        )
         return rows
 
     def on_predict_epoch_end(self) -> None:
-        """Write `predictions.csv` with the rows of all processes, those of the first first."""
-        rows: list[list[Prediction]] = [self._predictions]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rows = [[]] * self.trainer.world_size
-            torch.distributed.all_gather_object(rows, self._predictions)
-        if not self.trainer.is_global_zero:
-            return
-        path = Path(self.trainer.default_root_dir) / PREDICTIONS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ranks = range(1, min(5, len(self.class_names)) + 1)
-        # Bytes of file names that are no UTF-8 are escaped.
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["item", *(f"class{r}" for r in ranks), *(f"probability{r}" for r in ranks)]
-            )
-            for item, names, probabilities in chain.from_iterable(rows):
-                writer.writerow([item, *names, *(f"{value:.6f}" for value in probabilities)])
-        rank_zero_info(f"Predictions: {path}")
+        """Join the rows of all processes, those of the first first."""
+        self._rows.close()
+        rank_zero_info(f"Predictions: {self._rows.path}")
+
+
+def _csv(rows: Iterable[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

@@ -24,6 +24,7 @@ from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, SHARE, Range
 from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_detections
+from lightning_overlock.tasks.predictions import Rows, keep_earlier
 
 Target = dict[str, Any]
 Detections = dict[str, Tensor]
@@ -290,9 +291,14 @@ class DetectionTask(BaseTask):
             together |= {image: entry for image, entry in part.items() if image not in together}
         return list(together.values())
 
-    def on_predict_epoch_start(self) -> None:
-        """Start anew."""
+    def on_predict_start(self) -> None:
+        """Start the files of predictions."""
+        super().on_predict_start()
         self._seen = {}
+        if self.hparams["draw_score"] is not None:
+            keep_earlier(self.trainer, DRAWN)
+        keep_earlier(self.trainer, DETECTED_IMAGES)
+        self._rows = Rows(self.trainer, keep_earlier(self.trainer, DETECTIONS), "[\n", ",\n")
 
     def predict_step(
         self, batch: tuple[list[Tensor], list[Target]], batch_idx: int
@@ -304,12 +310,12 @@ class DetectionTask(BaseTask):
             height, width = image.shape[1:]
             entry = {"id": meta["image_id"], "file_name": meta["file_name"]}
             results = coco_results(found, meta["image_id"], self._categories())
-            self._seen[meta["image_id"]] = _Seen(
-                entry | {"height": height, "width": width}, [], results
-            )
+            self._seen[meta["image_id"]] = _Seen(entry | {"height": height, "width": width}, [], [])
             rows.append(results)
             if (least := self.hparams["draw_score"]) is not None:
                 self._save_drawn(self._drawn(image, found, least), meta["file_name"])
+        for result in chain.from_iterable(rows):
+            self._rows.add(json.dumps(result))
         return rows
 
     def _save_drawn(self, drawn: Tensor, file_name: str) -> None:
@@ -320,20 +326,18 @@ class DetectionTask(BaseTask):
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(path)
 
     def on_predict_epoch_end(self) -> None:
-        """Write `detections.json` and `images.json`."""
+        """Close `detections.json` and write `images.json`."""
+        self._rows.close("\n]\n")
         seen = self._gather(self._seen)
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        results = list(chain.from_iterable(entry.results for entry in seen))
-        (folder / DETECTIONS).write_text(json.dumps(results))
         named = zip(self._categories(), self.class_names, strict=True)
         spoken_of = {
             "images": [entry.image for entry in seen],
             "categories": [{"id": category, "name": name} for category, name in named],
         }
-        (folder / DETECTED_IMAGES).write_text(json.dumps(spoken_of))
+        folder = Path(self.trainer.default_root_dir)
+        (folder / DETECTED_IMAGES).write_text(json.dumps(spoken_of), encoding="utf-8")
         rank_zero_info(f"Detections: {folder / DETECTIONS}")
         if self.hparams["draw_score"] is not None:
             rank_zero_info(f"Drawn: {folder / DRAWN}")

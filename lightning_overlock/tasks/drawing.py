@@ -63,3 +63,22 @@ def draw_class(image: Tensor, words: str) -> Tensor:
     drawn = (pixels * 255).round().to(torch.uint8)
     frame = torch.tensor([[0.0, 0, drawn.shape[2] - 1, drawn.shape[1] - 1]])
     return draw_bounding_boxes(drawn, frame, [words], width=1)
+
+
+def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) -> Tensor:
+    """Lay the colours of classes over an image.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        labels: (H, W); pixels with a label that is no class, for example 255, keep their colour.
+        palette: RGB of every class, 0 to 255.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    image, labels = image.float().cpu(), labels.cpu()
+    present = [index for index in torch.unique(labels).tolist() if index < len(palette)]
+    masks = labels == torch.tensor(present).view(-1, 1, 1)
+    colors: list[str | tuple[int, int, int]] = [palette[index] for index in present]
+    pixels = (image * 255).round().to(torch.uint8)
+    return draw_segmentation_masks(pixels, masks, alpha=0.6, colors=colors)

@@ -1,42 +1,38 @@
 """Semantic segmentation with any timm backbone that has maps at four scales."""
 
-import csv
 import math
 import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import rich
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from rich.table import Table
-from rich.text import Text
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
-from torchvision.utils import draw_segmentation_masks
 
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 from lightning_overlock.heads.fcn import FCNHead
 from lightning_overlock.heads.semantic_fpn import SemanticFPNHead
+from lightning_overlock.heads.sliding_window import likeliest, slide
 from lightning_overlock.heads.upernet import UPerHead
 from lightning_overlock.metrics.boundary import BoundaryF1, HausdorffDistance, TrimapIoU, class_iou
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from lightning_overlock.runs.layout import SEGMENTATION, per_class
 from lightning_overlock.tasks.base import BaseTask
-from lightning_overlock.tasks.drawing import class_colors
+from lightning_overlock.tasks.drawing import class_colors, overlay
+from lightning_overlock.tasks.per_class import write_classes
+from lightning_overlock.tasks.predictions import keep_earlier
 
 # The label of pixels that count neither in the loss nor in a metric.
 IGNORED = 255
 # Sides of the images that the network sees in evaluation are multiples of this.
 DIVISOR = 32
-# Values (classes x pixels) that are resized to the label's size at a time: 64 MB.
-VALUES_AT_ONCE = 2**24
 
 
 class Segmenter(nn.Module):
@@ -275,7 +271,7 @@ class SegmentationTask(BaseTask):
                 for view, logits in zip(views, mirrored, strict=True):
                     view.append(logits.flip(-1))
         wanted = sizes or [(image.shape[-2], image.shape[-1]) for image in images]
-        return [_likeliest(view, size) for view, size in zip(views, wanted, strict=True)]
+        return [likeliest(view, size) for view, size in zip(views, wanted, strict=True)]
 
     def _resized(self, image: Tensor, scale: float) -> Tensor:
         """Resize an image (3, H, W) to the test size."""
@@ -299,27 +295,16 @@ class SegmentationTask(BaseTask):
         groups = defaultdict(list)
         for index, image in enumerate(images):
             groups[image.shape].append(index)
-        infer = self.slide if self.hparams["inference"] == "slide" else self
+        window, stride = self.hparams["window"], self.hparams["stride"]
         found: dict[int, Tensor] = {}
         for indices in groups.values():
-            logits = infer(torch.stack([images[index] for index in indices])).float()
+            together = torch.stack([images[index] for index in indices])
+            if self.hparams["inference"] == "slide":
+                logits = slide(self, together, len(self.class_names), window, stride)
+            else:
+                logits = self(together).float()
             found |= dict(zip(indices, logits, strict=True))
         return [found[index] for index in range(len(images))]
-
-    def slide(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to logits (B, classes, H, W), the mean of the windows there."""
-        height, width = images.shape[-2:]
-        window, stride = self.hparams["window"], self.hparams["stride"]
-        total = images.new_zeros(len(images), len(self.class_names), height, width)
-        count = images.new_zeros(height, width)
-        for top in _starts(height, window, stride):
-            for left in _starts(width, window, stride):
-                place = (..., slice(top, top + window), slice(left, left + window))
-                crop = images[place]
-                logits = self(crop).float()
-                total[place] += F.interpolate(logits, crop.shape[-2:], mode="bilinear")
-                count[place] += 1
-        return total / count
 
     # Evaluation
 
@@ -346,25 +331,10 @@ class SegmentationTask(BaseTask):
         """Print a row per class and write it to a CSV file."""
         confusion = self._confusion
         pixels = confusion.sum(1)
-        columns = (
-            self.class_names,
-            class_iou(confusion).tolist(),
-            (confusion.diagonal() / pixels).tolist(),
-            pixels.tolist(),
-        )
+        # Neither predicted nor there, or not there: no number.
+        shares = {"iou": class_iou(confusion), "accuracy": confusion.diagonal() / pixels}
         path = Path(self.trainer.default_root_dir) / per_class(stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = Table("class", "IoU", "accuracy", "pixels")
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "iou", "accuracy", "pixels"])
-            for name, iou, accuracy, count in zip(*columns, strict=True):
-                # Neither predicted nor there, or not there: no number.
-                values = ["" if math.isnan(x) else f"{x:.6f}" for x in (iou, accuracy)]
-                writer.writerow([name, *values, count])
-                table.add_row(Text(name), *(value[:6] for value in values), str(count))
-        rich.print(table)
-        rank_zero_info(f"Classes: {path}")
+        write_classes(path, self.class_names, shares, {"pixels": pixels})
 
     # Prediction
 
@@ -386,6 +356,7 @@ class SegmentationTask(BaseTask):
     def on_predict_start(self) -> None:
         """Find out how the data's files number their classes, and where they lie."""
         super().on_predict_start()
+        keep_earlier(self.trainer, SEGMENTATION)
         data: Any = getattr(self.trainer, "datamodule", None)
         self._label_image = getattr(data, "label_image", Image.fromarray)
         # Paths below the data's folder keep their subfolders.
@@ -426,57 +397,3 @@ class SegmentationTask(BaseTask):
     def on_predict_epoch_end(self) -> None:
         """Say where the predictions are."""
         rank_zero_info(f"Predictions: {Path(self.trainer.default_root_dir) / SEGMENTATION}")
-
-
-def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) -> Tensor:
-    """Lay the colours of classes over an image.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        labels: (H, W); pixels with a label that is no class, for example 255, keep their colour.
-        palette: RGB of every class, 0 to 255.
-
-    Returns:
-        (3, H, W) uint8 on the CPU.
-    """
-    image, labels = image.float().cpu(), labels.cpu()
-    present = [index for index in torch.unique(labels).tolist() if index < len(palette)]
-    masks = labels == torch.tensor(present).view(-1, 1, 1)
-    colors: list[str | tuple[int, int, int]] = [palette[index] for index in present]
-    pixels = (image * 255).round().to(torch.uint8)
-    return draw_segmentation_masks(pixels, masks, alpha=0.6, colors=colors)
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows begin: `stride` apart, the last one at the end."""
-    last = max(length - window, 0)
-    return [*range(0, last, stride), last]
-
-
-def _likeliest(views: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return the class of every pixel by the mean probability of several views.
-
-    Logits are resized (bilinear) before the softmax, a strip of rows at a time: 150 classes of a
-    large photo would take gigabytes.
-
-    Args:
-        views: Logits (classes, h, w), of one size or several.
-        size: (height, width) of the result.
-    """
-    height, width = size
-    first = views[0]
-    rows, columns = (
-        (2 * torch.arange(length, device=first.device) + 1) / length - 1 for length in size
-    )
-    labels = torch.empty(size, dtype=torch.int64, device=first.device)
-    strip = max(VALUES_AT_ONCE // (len(first) * width), 1)
-    for top in range(0, height, strip):
-        grid = torch.stack(torch.meshgrid(columns, rows[top : top + strip], indexing="xy"), dim=-1)
-        resized = (
-            F.grid_sample(view[None], grid[None], padding_mode="border", align_corners=False)[0]
-            for view in views
-        )
-        probabilities = (logits.softmax(0) for logits in resized)
-        total = sum(probabilities, torch.zeros(()).to(first))
-        labels[top : top + strip] = total.argmax(0)
-    return labels

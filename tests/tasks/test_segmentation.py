@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_overlock.errors import InputError
-from lightning_overlock.tasks import SegmentationTask, segmentation
-from lightning_overlock.tasks.segmentation import overlay
+from lightning_overlock.heads import sliding_window
+from lightning_overlock.heads.sliding_window import likeliest, slide
+from lightning_overlock.tasks import SegmentationTask
+from lightning_overlock.tasks.drawing import overlay
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 
@@ -172,16 +174,18 @@ class TestInference:
     @pytest.mark.parametrize(("window", "stride"), [(64, 40), (64, 64), (32, 7), (512, 300)])
     def test_by_windows_of_a_pointwise_network_is_that_of_the_whole(self, window, stride):
         (picture,) = images((96, 160))
-        model = pointwise(inference="slide", window=window, stride=stride)
+        model = pointwise()
         with torch.no_grad():
-            slid, whole = model.slide(picture[None]), model(picture[None])
+            slid, whole = slide(model, picture[None], 5, window, stride), model(picture[None])
         torch.testing.assert_close(slid, whole, rtol=1e-5, atol=1e-6)
 
     def test_by_windows_averages_where_they_overlap(self):
-        model = pointwise(inference="slide", window=32, stride=16)
         numbers = iter(range(1, 4))
-        model.forward = lambda x: torch.full((1, 5, 8, 8), float(next(numbers)))
-        found = model.slide(torch.zeros(1, 3, 32, 64))[0, 0, 0]
+
+        def network(crop):
+            return torch.full((1, 5, 8, 8), float(next(numbers)))
+
+        found = slide(network, torch.zeros(1, 3, 32, 64), 5, 32, 16)[0, 0, 0]
         expected = np.repeat([1, 1.5, 2.5, 3], 16)  # windows at 0, 16 and 32
         assert found.tolist() == expected.tolist()
 
@@ -197,7 +201,7 @@ class TestInference:
         generator = torch.Generator().manual_seed(0)
         views = [torch.randn(5, 8, 12, generator=generator) * 4 for _ in range(2)]
         views.append(torch.randn(5, 16, 24, generator=generator))
-        found = segmentation._likeliest(views, (31, 50))
+        found = likeliest(views, (31, 50))
         probabilities = [
             F.interpolate(view[None].double(), (31, 50), mode="bilinear")[0].softmax(0)
             for view in views
@@ -208,9 +212,9 @@ class TestInference:
     @pytest.mark.parametrize("size", [(31, 50), (8, 12), (5, 7)])
     def test_is_the_argmax_of_resized_logits_strip_by_strip(self, size, monkeypatch):
         view = torch.randn(5, 8, 12, generator=torch.Generator().manual_seed(0))
-        monkeypatch.setattr(segmentation, "VALUES_AT_ONCE", 5 * size[1] * 3)
+        monkeypatch.setattr(sliding_window, "VALUES_AT_ONCE", 5 * size[1] * 3)
         expected = F.interpolate(view[None], size, mode="bilinear")[0].argmax(0)
-        assert (segmentation._likeliest([view], size) == expected).float().mean() > 0.999
+        assert (likeliest([view], size) == expected).float().mean() > 0.999
 
     def test_scales_are_factors_on_the_size_of_the_image(self):
         model = task(test_size=64, test_scales=(0.5, 1.0, 1.75), test_flip=True)
