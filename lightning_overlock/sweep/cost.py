@@ -6,12 +6,12 @@ import torch
 from timm.utils import reparameterize_model
 
 from lightning_overlock.bench.measure import (
+    Step,
     inference_step,
     multiply_adds,
     parameter_count,
     time_in_turn,
 )
-from lightning_overlock.bench.worker import Step
 from lightning_overlock.data.loading import Key
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.tasks import ClassificationTask

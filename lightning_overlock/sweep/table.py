@@ -113,7 +113,7 @@ def comparison_sheet(results: Results) -> Table | None:
         list(rows[0]),
         [list(row.values()) for row in rows],
         title=f"{sweep.title}: rows compared with each other",
-        notes=["p is adjusted (Holm) within each list of `comparisons`."],
+        notes=["p is adjusted (Holm) within each list of comparisons of the file."],
         records=records,
         words=frozenset({0, 1}),
         droppable=DROPPABLE,
