@@ -14,7 +14,7 @@ from rich.table import Table
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.sweep.agreement import changed_rows, compare_settings
 from lightning_overlock.sweep.live import clock
-from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.read import read, shipped
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.storage import open_storage
 from lightning_overlock.sweep.study import Study
@@ -28,7 +28,16 @@ ACTIONS = {
     "worker": "help another machine's `run`: take from its queue until that is empty",
     "status": "print the state of every row and seed",
     "table": "write the table and figures of what there is so far",
+    "plan": "before anything runs: trials, hours, seeds needed; freezes the file",
+    "report": "write all of a study into one HTML file that opens offline",
+    "best": "print a study's best trial, its command and its checkpoint",
+    "list": "list the shipped sweeps and the studies that were run",
 }
+EXAMPLES = """
+examples:
+  lightning sweep run overlock_components --workers 2
+  lightning sweep run ./mine.yaml --set 'seeds=[1,2,3]' --only full,no_gate
+  lightning sweep report overlock_components-digits --output report"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,11 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train the rows of a sweep file with each of its seeds, or search.",
-        epilog="\n".join(f"{name:8}{text}" for name, text in ACTIONS.items()),
+        epilog="\n".join(f"{name:8}{text}" for name, text in ACTIONS.items()) + "\n" + EXAMPLES,
     )
     add = parser.add_argument
     add("action", choices=ACTIONS, help="see below")
-    add("file", metavar="FILE", help="a shipped sweep's name, or a YAML file")
+    add(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="a shipped sweep's name, or a YAML file; of report and best a study's name",
+    )
     add("--profile", help="the file's profile (default: the one it names)")
     add(
         "--set",
@@ -71,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry-failed", action="store_true", help="also what would fail in the same way again")
     add("--only", metavar="ROW,…", help="train these rows only")
     add("--seeds", metavar="6,7", help="seeds to add to the file's")
+    add("--difference", type=float, metavar="D", help="of plan: what is to be found (table's unit)")
+    add("--output", type=Path, metavar="DIR", help="of report: where it goes (the sweep's folder)")
     return parser
 
 
@@ -93,18 +109,30 @@ def main(arguments: list[str], build: "Build") -> int:
     if args.retries < 0:
         raise InputError(f"--retries {args.retries}: expected 0 or more.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
+    if args.action == "list":
+        _print_list(runs)
+        return 0
+    if args.file is None:
+        raise InputError(f"sweep {args.action}: FILE is missing.\nExpected a sweep or a study.")
+    if args.action in {"report", "best"}:
+        return _show(args, runs)
     sweep = read(args.file, args.profile, args.set)
     sweep = _with_seeds(sweep, args.seeds)
     only = _only(sweep, args.only)
     name = args.name or f"{sweep.name}-{sweep.profile}"
     if "/" in name or name in {".", ".."}:
         raise InputError(f"--name {name!r}: expected a plain name, without slashes.")
-    runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
     folder = runs / name
-    if args.action == "run":
+    if args.action in {"run", "plan"}:
         from lightning_overlock.sweep.validate import validate
 
         validate(sweep, build)
+    if args.action == "plan":
+        from lightning_overlock.sweep import planning
+
+        planning.plan(sweep, name, folder, args.storage, args.difference, build)
+        return 0
     url = args.storage or _own_database(folder, create=args.action == "run")
     study = Study(sweep, open_storage(url), name, create=args.action == "run")
     if args.action == "status":
@@ -138,6 +166,44 @@ def main(arguments: list[str], build: "Build") -> int:
     if args.action == "run":
         _finish(study, build, folder)
     return 0 if study.is_complete(only) else 1
+
+
+def _show(args: argparse.Namespace, runs: Path) -> int:
+    """Write a study's report, or print its best trial; the sweep file is not needed."""
+    from lightning_overlock.sweep.notebook import load
+    from lightning_overlock.sweep.report import write_report
+    from lightning_overlock.sweep.trials import metric_of
+
+    name = args.name or (Path(args.file).stem if Path(args.file).suffix else args.file)
+    results = load(name, runs, args.storage).results
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if args.action == "report":
+        path = (args.output or results.folder) / "report.html"
+        write_report(results, path)
+        console.print(str(path))
+        return 0
+    complete = [trial for trial in results.frozen if metric_of(trial) is not None]
+    if not complete:
+        raise InputError(f"{results.name}: no trial is complete yet.")
+    find = max if results.sweep.direction == "maximize" else min
+    best = find(complete, key=lambda trial: metric_of(trial) or 0.0)
+    marks = best.user_attrs
+    console.print(f"{marks['folder']}: {results.metric} {results.text(metric_of(best) or 0.0)}")
+    console.print(marks.get("command", ""))
+    if marks.get("checkpoint"):
+        console.print(str(results.folder / marks["checkpoint"]))
+    return 0
+
+
+def _print_list(runs: Path) -> None:
+    """Print the shipped sweeps and the studies below a folder."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print("shipped sweeps:")
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
+        console.print(f"  {name:22} {first}")
+    studies = sorted(path.parent.name for path in runs.glob("*/study.db"))
+    console.print(f"studies in {runs}: {', '.join(studies) or 'none'}")
 
 
 def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:

@@ -28,11 +28,19 @@ GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.8}
 
 def write(results: Results, folder: Path) -> None:
     """Write the figures of a sweep or of a search into a folder."""
-    if results.sweep.search is not None:
-        search_figures(results, folder)
-        return
-    for name, figure in (("rows", row_figure(results)), ("curves", curve_figure(results))):
+    for name, figure in figures(results).items():
         _save(figure, results, folder / f"{name}.png")
+        pyplot.close(figure)  # Optuna's are pyplot's
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Return the figures of a sweep (rows, curves, cost) or of a search by name."""
+    if results.sweep.search is not None:
+        return search_figures(results)
+    found = {"rows": row_figure(results), "curves": curve_figure(results)}
+    if any(line.cost.get("gmacs") and line.values for line in results.lines.values()):
+        found["cost"] = cost_figure(results)
+    return found
 
 
 def row_figure(results: Results) -> Figure:
@@ -138,40 +146,71 @@ def _save(figure: Figure, results: Results, path: Path) -> None:
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
-def search_figures(results: Results, folder: Path) -> list[Path]:
-    """Draw a search's history, parameter importance and parallel coordinates by Optuna.
+def cost_figure(results: Results) -> Figure:
+    """Return the rows' metric against their multiply-adds, with the rows that none dominates.
+
+    Args:
+        results: Of a sweep with rows whose costs are measured.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    points = [
+        (line.cost["gmacs"], line.spread.mean * results.scale, _label(results, line))
+        for line in results.lines.values()
+        if line.spread is not None and line.cost.get("gmacs")
+    ]
+    sign = 1 if results.sweep.direction == "maximize" else -1
+    front = [
+        (cost, metric)
+        for cost, metric, _ in sorted(points)
+        if not any(c <= cost and sign * m > sign * metric for c, m, _ in points)
+    ]
+    axes.plot(*zip(*front, strict=True), color="0.6", linestyle="--", label="not dominated")
+    for cost, metric, label in points:
+        axes.plot(cost, metric, "o", color="black", markersize=5)
+        axes.annotate(label, (cost, metric), (5, 4), textcoords="offset points", fontsize="small")
+    axes.set_xlabel("multiply-adds (G)")
+    axes.set_ylabel(f"{results.metric}, {results.sweep.select} epoch")
+    axes.set_title(_plain(results.sweep.title), loc="left")
+    axes.legend(frameon=False, fontsize="small")
+    axes.margins(x=0.2)
+    _finish(axes)
+    return figure
+
+
+def search_figures(results: Results) -> dict[str, Figure]:
+    """Return a search's history, slices, contours, importance and parallel axes by Optuna.
 
     Args:
         results: Of a search.
-        folder: Where `history.png`, `importance.png` and `parallel.png` go.
 
     Returns:
-        The files written; none before there is a complete trial, and no importance before there
-        are trials enough to tell.
+        None before there is a complete trial, and no importance before there are trials enough to
+        tell.
     """
     done = [trial for trial in results.frozen if trial.state == TrialState.COMPLETE]
     if not done:
-        return []
+        return {}
     kinds: dict[str, Any] = {
         "history": optuna_plots.plot_optimization_history,
         "parallel": optuna_plots.plot_parallel_coordinate,
     }
     if len(done) > 1 and _differ([trial.value for trial in done]):
         kinds["importance"] = optuna_plots.plot_param_importances
+        kinds["slice"] = optuna_plots.plot_slice
     study = optuna.create_study(direction=results.sweep.direction)
     study.add_trials(results.frozen)
-    written = []
+    found = {}
     for name, plot in kinds.items():
         with warnings.catch_warnings():
             # Optuna calls its matplotlib plots experimental, and matplotlib is told to lay out axes
             # that it cannot.
             warnings.simplefilter("ignore", ExperimentalWarning)
             warnings.simplefilter("ignore", UserWarning)
-            figure = plot(study, target_name=results.sweep.metric).figure
-            _save(figure, results, folder / f"{name}.png")
-        pyplot.close(figure)
-        written.append(folder / f"{name}.png")
-    return written
+            drawn = plot(study, target_name=results.sweep.metric)
+        axes = drawn[0] if hasattr(drawn, "__len__") else drawn
+        found[name] = axes.figure
+    return found
 
 
 def _differ(values: Sequence[Any]) -> bool:

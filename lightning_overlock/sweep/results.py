@@ -17,6 +17,7 @@ from lightning_overlock.sweep.agreement import (
 )
 from lightning_overlock.sweep.facts import facts_of, identical_rows, state_of, what_is_left_out
 from lightning_overlock.sweep.parts import Row
+from lightning_overlock.sweep.plan import as_planned
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.statistics import Comparison, Spread, compare, spread_of
 from lightning_overlock.sweep.trials import by_folder, counting, metric_of, tuning_scores
@@ -109,6 +110,10 @@ class Results:
         """What a value is multiplied with for the table: 100 for a share."""
         return 100.0 if self.sweep.percent else 1.0
 
+    def text(self, value: float) -> str:
+        """Return a value of the metric as the table prints it."""
+        return f"{value * 100:.2f}" if self.sweep.percent else f"{value:.4g}"
+
     @property
     def metric(self) -> str:
         """The metric's name with its unit."""
@@ -185,6 +190,7 @@ def results(study: optuna.Study, sweep: Sweep | None, folder: Path) -> Results:
         for chain in sweep.comparisons
     ]
     notes = [*identical_rows(sweep, values), *what_is_left_out(sweep, stored)]
+    notes += as_planned(stored, folder)
     facts = facts_of(study, sweep, used)
     return Results(study.study_name, sweep, lines, used, comparisons, notes, facts, folder)
 

@@ -1,13 +1,11 @@
 """The results of a sweep beside what the papers report, as tables and files."""
 
-import math
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
+from lightning_overlock.sweep.factors import effects
 from lightning_overlock.sweep.results import Line, Results
-from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS_OF_STAR, Comparison
-from lightning_overlock.sweep.trials import metric_of
+from lightning_overlock.sweep.search_table import TIME, search_sheet
+from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS_OF_STAR, Comparison, holm
 from lightning_overlock.tables import Table, format_figure
 
 COSTS = {
@@ -15,7 +13,6 @@ COSTS = {
     "gmacs": "multiply-adds (G)",
     "images_per_second": "images/s",
 }
-TIME = "training (s)"
 # What a narrow terminal does without, first to last; the files have all.
 DROPPABLE = [
     "sign agrees",
@@ -35,7 +32,7 @@ DROPPABLE = [
 
 def sheet(results: Results) -> Table:
     """Return the table of a sweep, or the trials of a search, best first."""
-    return _search_sheet(results) if results.sweep.search else _row_sheet(results)
+    return search_sheet(results) if results.sweep.search else _row_sheet(results)
 
 
 def _row_sheet(results: Results) -> Table:
@@ -49,10 +46,9 @@ def _row_sheet(results: Results) -> Table:
         elif column == "metric":
             for option in sweep.tune.options if sweep.tune else []:
                 columns[f"tuned: {option}"] = [_chosen(line, option) for line in lines]
-            columns[results.metric] = [_metric_cell(line, results.scale) for line in lines]
+            columns[results.metric] = [_metric_cell(line, results) for line in lines]
             columns["95 % interval"] = [
-                "" if line.spread is None else _interval(line.spread, results.scale)
-                for line in lines
+                "" if line.spread is None else _interval(line.spread, results) for line in lines
             ]
         elif column == "difference":
             found = [_comparison_cells(line.against, results) for line in lines]
@@ -109,15 +105,50 @@ def comparison_sheet(results: Results) -> Table | None:
         for chain in results.comparisons
         for c in chain
     ]
+    headings = [
+        name for place, name in enumerate(rows[0]) if place < 2 or any(r[name] for r in rows)
+    ]
     return Table(
-        list(rows[0]),
-        [list(row.values()) for row in rows],
+        headings,
+        [[row[name] for name in headings] for row in rows],
         title=f"{sweep.title}: rows compared with each other",
         notes=["p is adjusted (Holm) within each list of comparisons of the file."],
         records=records,
         words=frozenset({0, 1}),
         droppable=DROPPABLE,
         label=f"{results.name}-comparisons",
+    )
+
+
+def factor_sheet(results: Results) -> Table | None:
+    """Return the effects of the file's factors; None if it names none or they cannot be told."""
+    sweep = results.sweep
+    values = {name: line.values for name, line in results.lines.items()}
+    found = effects(sweep, values) if sweep.factors else []
+    if not found:
+        return None
+    rows = [
+        {
+            "": effect.name,
+            "levels": effect.levels,
+            "effect": "" if effect.value is None else _signed(effect.value, results),
+            "its 95 % interval": _interval(effect, results),
+            "p (Holm)": f"{p:.2g}",
+            "share of variance (%)": f"{100 * effect.share:.1f}",
+        }
+        for effect, p in zip(found, holm([effect.p for effect in found]), strict=True)
+    ]
+    return Table(
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        title=f"{sweep.title}: effects of the factors",
+        notes=[
+            "Ordinary linear model with the factors, their pairs as far as the rows can tell them "
+            "apart, and the seeds; p of the F tests after Holm."
+        ],
+        records=[vars(effect) for effect in found],
+        words=frozenset({0, 1}),
+        label=f"{results.name}-factors",
     )
 
 
@@ -235,27 +266,23 @@ def _comparison_cells(found: Comparison | None, results: Results) -> dict[str, s
     if verdict == "equivalent" and margin is not None:
         verdict = f"no larger than {format_figure(margin * scale)}"  # type: ignore[assignment]
     cells = (
-        f"{_signed(found.value, scale)}{'*' if found.star else ''}",
-        _interval(found, scale),
+        f"{_signed(found.value, results)}{'*' if found.star else ''}",
+        _interval(found, results),
         "" if found.p_holm is None else f"{found.p_holm:.2g}",
-        "" if found.detectable is None else _figure(found.detectable, scale),
+        "" if found.detectable is None else results.text(found.detectable),
         verdict,
     )
     return dict(zip(names, cells, strict=True))
 
 
-def _figure(value: float, scale: float) -> str:
-    return f"{value * scale:.2f}" if scale == 100 else f"{value:.4g}"
+def _signed(value: float, results: Results) -> str:
+    return ("+" if value >= 0 else "") + results.text(value)
 
 
-def _signed(value: float, scale: float) -> str:
-    return ("+" if value >= 0 else "") + _figure(value, scale)
-
-
-def _interval(found: Any, scale: float) -> str:
+def _interval(found: Any, results: Results) -> str:
     if found.low is None:
         return ""
-    return f"{_figure(found.low, scale)} to {_figure(found.high, scale)}"
+    return f"{results.text(found.low)} to {results.text(found.high)}"
 
 
 def _chosen(line: Line, option: str) -> str:
@@ -263,13 +290,13 @@ def _chosen(line: Line, option: str) -> str:
     return format_figure(value) if isinstance(value, float) else str(value or "")
 
 
-def _metric_cell(line: Line, scale: float) -> str:
+def _metric_cell(line: Line, results: Results) -> str:
     spread = line.spread
     if spread is None:
         return "failed" if "failed" in line.state else "not run"
-    text = _figure(spread.mean, scale)
+    text = results.text(spread.mean)
     if spread.std is not None:
-        text += f" ± {_figure(spread.std, scale)}"
+        text += f" ± {results.text(spread.std)}"
     return f"{text} (n = {spread.n})" if line.state else text
 
 
@@ -279,49 +306,3 @@ def _agreement(line: Line) -> str:
     answer = "yes" if line.agrees else "no"
     sure = line.against is not None and line.against.verdict in {"better", "worse"}
     return answer if sure else f"{answer}, undecided"
-
-
-def _search_sheet(results: Results) -> Table:
-    sweep = results.sweep
-    assert sweep.search is not None
-    worst = -math.inf if sweep.direction == "maximize" else math.inf
-
-    def value(trial: FrozenTrial) -> float:
-        found = metric_of(trial)
-        return worst if found is None else found
-
-    trials = sorted(results.frozen, key=value, reverse=sweep.direction == "maximize")
-    options = list(sweep.search.space)
-    cells, records = [], []
-    for trial in trials:
-        found, seconds = metric_of(trial), trial.user_attrs.get("seconds")
-        state = trial.state.name.lower()
-        settings = [trial.params.get(option) for option in options]
-        cells.append(
-            [
-                f"trial {trial.number}",
-                *(f"{s:.3g}" if isinstance(s, float) else str(s) for s in settings),
-                state if found is None else _figure(found, results.scale),
-                format_figure(seconds),
-            ]
-        )
-        records.append(
-            {"trial": trial.number, "state": state, **dict(zip(options, settings, strict=True))}
-            | {"metric": sweep.metric, "value": found, "seconds": seconds}
-        )
-    notes = [
-        f"{results.metric}: the {sweep.select} epoch of each run. {len(trials)} of "
-        f"{sweep.search.trials} trials; sampler {sweep.search.sampler}, pruner "
-        f"{sweep.search.pruner}."
-    ]
-    if trials and metric_of(trials[0]) is not None:
-        best = [f"--{option} {trials[0].params[option]}" for option in options]
-        notes.insert(0, f"Best: {' '.join(best)}")
-    return Table(
-        ["", *options, results.metric, TIME],
-        cells,
-        title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
-        notes=notes + results.facts,
-        records=records,
-        label=results.name,
-    )

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lightning_overlock.sweep import plots
 from lightning_overlock.sweep.results import Results
-from lightning_overlock.sweep.table import comparison_sheet, sheet
+from lightning_overlock.sweep.table import comparison_sheet, factor_sheet, sheet
 from lightning_overlock.tables import Table
 
 
@@ -18,7 +18,11 @@ def write(results: Results, folder: Path) -> None:
         folder: Where the files go.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"table": sheet(results), "comparisons": comparison_sheet(results)}
+    pages = {
+        "table": sheet(results),
+        "comparisons": comparison_sheet(results),
+        "factors": factor_sheet(results) if results.lines else None,
+    }
     for name, page in pages.items():
         if page is not None:
             (folder / f"{name}.md").write_text(page.markdown() + "\n", encoding="utf-8")

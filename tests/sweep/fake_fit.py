@@ -29,8 +29,26 @@ def options(words):
     return found
 
 
+def test(checkpoint):
+    """Stands in for `lightning test`: the metric of the test split is known from the epoch."""
+    folder = checkpoint.parents[1]
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val/top1"]))
+    row = best if checkpoint.stem == "best" else rows[-1]
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "test/top1"])
+        writer.writeheader()
+        found = round(float(row["val/top1"]) / 2, 4)
+        tested = {"stage": "test", "epoch": row["epoch"], "step": row["step"], "test/top1": found}
+        writer.writerows([*rows, tested])
+    return 0
+
+
 def main(words):
     typed = options(words[1:])
+    if words[0] == "test":
+        return test(Path(typed["ckpt_path"]))
     runs = Path(os.environ["OVERLOCK_RUNS"])
     folder = runs / typed["name"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +69,9 @@ def main(words):
             rows = list(csv.DictReader(file))
     x, seed = float(typed.get("model.x", 0)), int(typed["seed_everything"])
     print("fake training", flush=True)
+    if "fake.refuse" in typed:
+        print("lightning: the fake refuses this", file=sys.stderr)
+        return 2
     stopped = []
     signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
     once = runs / f"{typed['name']}.once"

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep import command, live
 from lightning_overlock.sweep.live import Active, clock
+from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
+from lightning_overlock.sweep.trials import Request
 
 NAME = "overlock_components"
 
@@ -32,6 +37,13 @@ def workplace(tmp_path, monkeypatch):
         (["status", NAME, "--profile", "min"], "Did you mean 'mini'?"),
         (["status", NAME], f"runs/{NAME}-mini: no sweep has been run here."),
         (["worker", NAME], f"runs/{NAME}-mini: no sweep has been run here."),
+        (["run", NAME, "--seeds", "6,x"], "--seeds 6,x: 'x' is no seed to add."),
+        (
+            ["run", NAME, "--only", "ful"],
+            "--only ful: 'ful' is no row to run. Did you mean 'full'?",
+        ),
+        (["report", "nothing"], "runs/nothing: no sweep has been run here."),
+        (["best"], "sweep best: FILE is missing."),
         (["table", NAME, "--storage", "x.db"], "--storage x.db: this is no database URL."),
         (["status", NAME, "--storage", "sqlite:///x.db"], "no study of this name has been started"),
     ],
@@ -49,7 +61,7 @@ def test_help_names_the_actions_and_options(capsys):
     text = capsys.readouterr().out
     for word in ("run", "worker", "status", "table", "--profile", "--set", "--storage", "--runs"):
         assert word in text
-    for word in ("--workers", "--devices", "--retries", "--name"):
+    for word in ("--workers", "--devices", "--retries", "--name", "--only", "--seeds", "plan"):
         assert word in text
 
 
@@ -98,3 +110,55 @@ def test_time_left_is_at_the_pace_of_the_epochs_trained_here(monkeypatch):
 )
 def test_a_clock_reads_hours_minutes_seconds(seconds, text):
     assert clock(seconds) == text
+
+
+def test_list_shows_shipped_sweeps_and_studies(capsys):
+    Path("runs/mine-p").mkdir(parents=True)
+    Path("runs/mine-p/study.db").touch()
+    assert main(["sweep", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "overlock_components    OverLoCK's components" in out
+    assert "studies in runs: mine-p" in out
+
+
+def test_seeds_are_added_to_the_file_s():
+    sweep = read(NAME)
+    assert command._with_seeds(sweep, "6,7").seeds == [*sweep.seeds, 6, 7]
+
+
+@pytest.fixture
+def study():
+    """A study with a complete trial and one that failed in a way that repeats."""
+    sweep = read(NAME)
+    folder = Path(f"runs/{NAME}-mini")
+    folder.mkdir(parents=True)
+    found = Study(sweep, open_storage(f"sqlite:///{folder}/study.db"), folder.name, create=True)
+    found.reconcile()
+    claim = found.take(Request())
+    found.finish(claim, TrialState.COMPLETE, {"value": 0.5, "command": "lightning fit x"}, 0.5)
+    claim = found.take(Request())
+    error = {"error": "the loss is nan (exit code 2)\nlast line", "repeats": True, "log": "b.log"}
+    found.finish(claim, TrialState.FAIL, error)
+    return found
+
+
+def test_status_names_the_cause_the_log_and_what_to_do(study, capsys):
+    assert main(["sweep", "status", NAME]) == 0
+    out = capsys.readouterr().out
+    assert "the loss is nan (exit code 2)" in out
+    assert f"runs/{NAME}-mini/b.log" in out
+    assert "--retry-failed" in out
+
+
+def test_best_names_command_and_metric(study, capsys):
+    assert main(["sweep", "best", NAME]) == 0
+    out = capsys.readouterr().out
+    assert "val/top1 (%) 50.00" in out
+    assert "lightning fit x" in out
+
+
+@pytest.mark.parametrize("action", ["status", "table"])
+def test_what_the_study_was_not_run_with_is_refused(action, study, capsys):
+    assert main(["sweep", action, NAME, "--set", "metric=val/loss"]) == 2
+    assert "metric: found val/loss, but the study" in capsys.readouterr().err
+    assert not Path(f"runs/{NAME}-mini/table.md").exists()

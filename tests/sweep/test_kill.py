@@ -1,5 +1,6 @@
 """Runners and trials that are killed while real trainings run."""
 
+import contextlib
 import csv
 import os
 import random
@@ -7,10 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
+from sweep.fake_fit import value
 
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.storage import open_storage
@@ -93,6 +98,7 @@ def left_over(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_runners_killed_at_random_moments_end_in_the_table_of_an_undisturbed_run(
     tmp_path, monkeypatch
 ):
@@ -132,6 +138,7 @@ def strip(table):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_trial_is_continued_and_ctrl_c_stops_cleanly(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("killed.yaml").write_text(SWEEP)
@@ -162,3 +169,85 @@ def test_a_killed_trial_is_continued_and_ctrl_c_stops_cleanly(tmp_path, monkeypa
 def run_status(*arguments):
     process = start("status", "./killed.yaml", "--runs", "runs", *arguments)
     return process.communicate(timeout=300)[0]
+
+
+# Trials that train nothing, and so many kills
+
+RUNNER = """
+import sys
+from pathlib import Path
+
+sys.path[:0] = {paths!r}
+from lightning_overlock.sweep import process, runner
+from lightning_overlock.sweep.parts import Row, Tune
+from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.study import Study
+from lightning_overlock.sweep.trials import Request
+
+process.COMMAND = [sys.executable, "-S", {fake!r}]
+runner.POLL_SECONDS = runner.QUEUE_SECONDS = 0.05
+runner.write_hparams = lambda *_: None  # it imports torch
+sweep = Sweep(
+    name="s", title="s", profile="p", configs=["quickstart"], metric="val/top1", baseline="a",
+    options={{"trainer.max_epochs": 3, "fake.seconds": 0.3}}, seeds=list(range(5)),
+    rows={{"a": Row(options={{"model.y": 1}}), "b": Row(options={{"model.y": 2}})}},
+    tune=Tune(options={{"model.x": [1, 2]}}, seeds=[90]), path=Path("s.yaml"),
+)
+if __name__ == "__main__":
+    study = Study(sweep, open_storage("sqlite:///runs/study.db"), "s-p", create=True)
+    study.reconcile()
+    runner.Runner(sweep, study.storage, "s-p", Path("runs").resolve(), workers=2,
+                  request=Request(retries=1000)).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", [20, 100])
+def test_however_often_runners_and_trials_are_killed_every_result_is_there_once(
+    kills, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("fakes").mkdir()
+    for epoch in range(3):
+        torch.save({"epoch": epoch}, f"fakes/{epoch}.ckpt")
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    fake = str(Path(__file__).with_name("fake_fit.py"))
+    Path("runner.py").write_text(RUNNER.format(paths=paths, fake=fake))
+    environment = os.environ | {"FAKE_CHECKPOINTS": str(tmp_path / "fakes")}
+    draw = random.Random(kills)
+
+    def begin():
+        return subprocess.Popen([sys.executable, "runner.py"], env=environment)
+
+    runner, killed = begin(), 0
+    while killed < kills:
+        time.sleep(draw.uniform(0, 0.6))
+        trials = left_over(str(tmp_path / "runs"))
+        if runner.poll() == 0:
+            break  # all is done already
+        if not trials:
+            continue  # nothing to lose yet
+        if draw.random() < 0.3:
+            runner.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+            runner.wait()
+            runner = begin()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(draw.choice(trials)), signal.SIGKILL)
+        killed += 1
+    while runner.wait() != 0:  # it was asked to stop
+        runner = begin()
+    study = optuna.load_study(study_name="s-p", storage="sqlite:///runs/study.db")
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    found = Counter(t.user_attrs["folder"] for t in complete)
+    assert set(found.values()) == {1}
+    assert len(found) == 14  # two rows: two points of the grid and five seeds each
+    assert killed > kills // 2
+    for trial in complete:
+        x = float(trial.user_attrs["options"]["model.x"])
+        seed = trial.user_attrs["seed"]
+        assert trial.value == max(value(x, seed, epoch) for epoch in range(3))
+    assert not left_over(str(tmp_path / "runs"))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from lightning_overlock.sweep.agreement import content_of, stored_sweep
 from lightning_overlock.sweep.read import find, read
 from lightning_overlock.sweep.spec import as_word
 from lightning_overlock.sweep.validate import validate
+from lightning_overlock.yaml_files import dump_yaml
 
 FILE = """\
 title: A sweep
@@ -305,3 +308,107 @@ def test_what_fit_would_refuse_is_told_with_file_and_row(write, old, new, expect
 def test_a_bad_end_of_a_search_space_is_told(write):
     text = message(write(SEARCH, change=("[0.0, 0.1]", "[0.0, a]")), check=True)
     assert text.startswith("mine.yaml, search.space.model.label_smoothing a: ")
+
+
+NAMES = ["w/o gate", "a\\b", ".hidden", "-x", "a:b", "x" * 81, "two\nlines", " x", "", "a\u202eb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_names_that_are_no_folder_s_are_refused_when_read(write, name):
+    """They were refused after all other rows had been trained."""
+    write()
+    content = yaml.safe_load(FILE)
+    content["rows"][name] = {"options": {"model.lr": 0.5}}
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    assert message("mine.yaml").startswith("mine.yaml, rows.")
+
+
+@pytest.mark.parametrize("name", ["no", "null", "3", "1_000", "~", "true"])
+def test_row_names_that_yaml_reads_as_something_else_are_refused(write, name):
+    text = message(write(change=("  no_gate:", f"  {name}:")))
+    assert re.search("in quotes", text)
+
+
+@pytest.mark.parametrize(
+    "name", ["3e8", "[x]", "with space", "漢字", "🙂", "a'b", "50 %", "x" * 80]
+)
+def test_other_names_of_rows_are_taken_as_they_are(write, name):
+    write()
+    content = yaml.safe_load(FILE)
+    content["rows"][name] = {"options": {"model.lr": 0.5}}
+    Path("mine.yaml").write_text(dump_yaml(content))
+    sweep = read("mine.yaml")
+    assert name in sweep.rows
+    assert f"{name}-seed1" in sweep.arguments({}, 1, f"{name}-seed1")
+
+
+def test_seeds_are_a_list(write):
+    text = message(write(change=("seeds: [1, 2]", "seeds: 3")))
+    assert "[3] for the one seed 3" in text
+
+
+def test_the_metric_s_unit_is_told_by_its_name_or_the_file(write):
+    assert read(write()).percent
+    assert not read(write(), None, ["metric=val/loss"]).percent
+    assert not read(write(), None, ["unit=plain"]).percent
+    assert read(write(), None, ["metric=val/mine", "unit=percent"]).percent
+    assert not read(write(), None, ["metric=val/mine"]).percent
+
+
+TUNED = "tune: {options: {model.lr: [1e-3, 2e-3]}, seeds: [9]}\n"
+
+
+def test_a_grid_is_read_as_numbers_and_has_seeds_of_its_own(write):
+    sweep = read(write(TUNED + FILE))
+    assert sweep.tune.points == [{"model.lr": 0.001}, {"model.lr": 0.002}]
+    assert [job.folder for job in sweep.tuning_jobs("full")] == [
+        "full-lr=0.001-seed9",
+        "full-lr=0.002-seed9",
+    ]
+    shared = message(write(TUNED.replace("[9]", "[2]") + FILE))
+    assert shared.startswith("mine.yaml, tune.seeds: found [2], which the reported seeds share")
+    assert "tune.options.model.lr: found" in message(write(TUNED.replace("2e-3", "1e-3") + FILE))
+
+
+def test_comparisons_and_factors_name_rows_and_levels(write):
+    text = "comparisons: [[full, no_gat]]\n" + FILE
+    assert "comparisons: 'no_gat' is no row. Did you mean 'no_gate'?" in message(write(text))
+    text = """\
+metric: val/top1
+baseline: gate_on-lr_low
+factors:
+  gate: {"on": {model.backbone_args.gate: true}, "off": {model.backbone_args.gate: false}}
+  lr: {low: {model.lr: 0.1}, high: {model.lr: 0.2}}
+profiles: {tiny: {configs: [quickstart]}}
+"""
+    rows = read(write(text)).rows
+    assert list(rows) == [
+        "gate_on-lr_low",
+        "gate_on-lr_high",
+        "gate_off-lr_low",
+        "gate_off-lr_high",
+    ]
+    assert rows["gate_off-lr_high"].options == {
+        "model.backbone_args.gate": False,
+        "model.lr": 0.2,
+    }
+    some = text + 'rows: {a: {levels: {gate: "on", lr: low}}, b: {levels: {gate: "of", lr: low}}}'
+    found = message(write(some, change=("gate_on-lr_low", "a")))
+    assert found.startswith("mine.yaml, rows.b.levels.gate: found 'of'")
+
+
+def test_rows_of_one_configuration_are_refused_when_the_file_is_read(write):
+    text = message(write(change=("{options: {model.backbone_args.gate: false}}", "{}")))
+    assert text.startswith("mine.yaml, rows.no_gate: has the same options as rows.full.")
+
+
+def test_reading_a_sweep_file_needs_no_torch():
+    code = (
+        "import sys\n"
+        "from lightning_overlock.sweep.read import read\n"
+        "read('overlock_components')\n"
+        "heavy = {'torch', 'lightning', 'timm', 'matplotlib', 'pandas', 'statsmodels', 'scipy'}\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -16,7 +16,7 @@ from lightning_overlock.errors import Interrupted
 from lightning_overlock.sweep import process as process_module
 from lightning_overlock.sweep import runner as runner_module
 from lightning_overlock.sweep import study as study_module
-from lightning_overlock.sweep.parts import Row, Search
+from lightning_overlock.sweep.parts import Row, Search, Tune
 from lightning_overlock.sweep.runner import Runner
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.storage import open_storage
@@ -246,6 +246,54 @@ def test_folders_of_another_study_are_not_continued():
     Path("runs/s-p/study.db").unlink()
     assert_table(run(sweep_of(seeds=(1,))), seeds=(1,))
     assert starts() == ["a-seed1 new", "a-seed1 new", "b-seed1 new", "b-seed1 new"]
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_file_says_which_epoch_counts(select):
+    for trial in run(sweep_of(select=select)):
+        curve = list(trial.intermediate_values.values())
+        assert trial.value == (max(curve) if select == "best" else curve[-1])
+        checkpoint = trial.user_attrs["checkpoint"].rsplit("/", 1)[1]
+        assert checkpoint == ("best.ckpt" if trial.value == max(curve) else "last.ckpt")
+        assert trial.user_attrs["epoch"] == curve.index(trial.value)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_test_split_is_reported_at_the_selected_epoch(select):
+    for trial in run(sweep_of(seeds=(1,), report="test", select=select)):
+        curve = list(trial.intermediate_values.values())
+        chosen = max(curve) if select == "best" else curve[-1]
+        assert trial.value == pytest.approx(chosen / 2, abs=1e-4)
+        assert trial.user_attrs["validation"] == chosen
+
+
+@pytest.mark.parametrize("keep", ["best", "last", "all"])
+def test_checkpoints_are_kept_as_the_file_says(keep):
+    run(sweep_of(rows={"a": {}}, seeds=(1,), keep=keep))
+    kept = {file.stem for file in Path("runs/s-p/a-seed1/checkpoints").iterdir()}
+    assert kept == ({"best", "last"} if keep == "all" else {keep})
+
+
+def test_rows_are_tuned_and_reported_by_two_workers():
+    tune = Tune(options={"model.x": [1, 2, 3]}, seeds=[90])
+    rows = {"a": {"model.y": 1}, "b": {"model.y": 2}}
+    trials = run(sweep_of(rows, seeds=(1, 2), tune=tune), workers=2)
+    scores = {x: best(x, 90)[0] for x in (1, 2, 3)}
+    chosen = max(scores, key=scores.get)
+    reported = [trial for trial in trials if "tuning" not in trial.user_attrs]
+    assert len(trials) == 10
+    assert len(reported) == 4
+    for trial in reported:
+        assert trial.user_attrs["options"]["model.x"] == chosen
+        assert trial.value == best(chosen, trial.user_attrs["seed"])[0]
+
+
+def test_an_input_error_is_not_tried_again():
+    rows = {"a": {}, "b": {"fake.refuse": 1}}
+    trials = run(sweep_of(rows, seeds=(1,)), retries=3)
+    (failed,) = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert failed.user_attrs["error"].splitlines()[0] == "the fake refuses this (exit code 2)"
+    assert failed.user_attrs["repeats"]
 
 
 # Searches

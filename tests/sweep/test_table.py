@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from lightning_overlock.sweep.agreement import content_of
+from lightning_overlock.sweep.plots import row_figure
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.results import results
 from lightning_overlock.sweep.table import sheet
@@ -150,7 +151,7 @@ def test_labels_go_through_every_form_unharmed(sweep, name, tmp_path, capsys):
     latex = (tmp_path / "table.tex").read_text()
     body = latex.partition(r"\midrule")[2].partition(r"\bottomrule")[0]
     assert not re.search(r"(?<!\\)[#%&_~^]", body.replace(" & ", " "))
-    labels = [text.get_text() for text in found.figure().axes[0].get_yticklabels()]
+    labels = [text.get_text() for text in row_figure(found).axes[0].get_yticklabels()]
     assert labels[0].replace(r"\$", "$") == name
 
 
@@ -234,7 +235,7 @@ def test_all_files_are_written_and_the_table_is_printed(sweep, tmp_path, capsys)
     folder.mkdir()
     write(results(study_of(sweep, THREE, folder), sweep, folder), folder)
     files = {file.name for file in folder.iterdir() if file.is_file()}
-    assert files == {"table.md", "table.csv", "table.tex", "rows.png", "curves.png"}
+    assert files == {"table.md", "table.csv", "table.tex", "rows.png", "curves.png", "cost.png"}
     assert "71.00 ± 1.00" in capsys.readouterr().out
     for name in ("rows.png", "curves.png"):
         pixels = image.imread(folder / name)

@@ -1,0 +1,58 @@
+"""The trials of a search as a table."""
+
+import math
+
+from optuna.trial import FrozenTrial
+
+from lightning_overlock.sweep.results import Results
+from lightning_overlock.sweep.trials import metric_of
+from lightning_overlock.tables import Table, format_figure
+
+TIME = "training (s)"
+
+
+def search_sheet(results: Results) -> Table:
+    """Return the trials of a search, best first."""
+    sweep = results.sweep
+    assert sweep.search is not None
+    worst = -math.inf if sweep.direction == "maximize" else math.inf
+
+    def value(trial: FrozenTrial) -> float:
+        found = metric_of(trial)
+        return worst if found is None else found
+
+    trials = sorted(results.frozen, key=value, reverse=sweep.direction == "maximize")
+    options = list(sweep.search.space)
+    cells, records = [], []
+    for trial in trials:
+        found, seconds = metric_of(trial), trial.user_attrs.get("seconds")
+        state = trial.state.name.lower()
+        settings = [trial.params.get(option) for option in options]
+        cells.append(
+            [
+                f"trial {trial.number}",
+                *(f"{s:.3g}" if isinstance(s, float) else str(s) for s in settings),
+                state if found is None else results.text(found),
+                format_figure(seconds),
+            ]
+        )
+        records.append(
+            {"trial": trial.number, "state": state, **dict(zip(options, settings, strict=True))}
+            | {"metric": sweep.metric, "value": found, "seconds": seconds}
+        )
+    notes = [
+        f"{results.metric}: the {sweep.select} epoch of each run. {len(trials)} of "
+        f"{sweep.search.trials} trials; sampler {sweep.search.sampler}, pruner "
+        f"{sweep.search.pruner}."
+    ]
+    if trials and metric_of(trials[0]) is not None:
+        best = [f"--{option} {trials[0].params[option]}" for option in options]
+        notes.insert(0, f"Best: {' '.join(best)}")
+    return Table(
+        ["", *options, results.metric, TIME],
+        cells,
+        title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
+        notes=notes + results.facts,
+        records=records,
+        label=results.name,
+    )
