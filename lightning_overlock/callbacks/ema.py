@@ -18,7 +18,8 @@ class EMA(Callback):
     After every optimiser step, average = d * average + (1 - d) * weights; integer buffers are
     copied. As in timm's `ModelEmaV3`, the average starts as a copy of the weights after the first
     step, so until then there is none, and validation and checkpoints take the weights themselves.
-    Validation during `fit` and everything after it sees the average.
+    Validation during `fit` and everything after it sees the average. It is kept in float32 where
+    the weights have 16 bits: there most steps of a slow average are smaller than the last bit.
 
     A checkpoint holds the average as `state_dict`, so that whoever loads it gets the average, and
     the weights in training as `current_model_state`. Unlike Lightning's `WeightAveraging`, which
@@ -49,7 +50,8 @@ class EMA(Callback):
         self._average: dict[str, Tensor] = {}
         self._updates = 0
         self._latest_step = 0
-        self._swapped = False
+        # The weights in training, as long as the average is in the module.
+        self._held: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the average of an earlier fit."""
@@ -59,7 +61,10 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up a resumed average where the run goes on."""
         self._latest_step = trainer.global_step
-        self._average = {name: value.to(pl_module.device) for name, value in self._average.items()}
+        self._average = {
+            name: _at_least_float32(value.to(pl_module.device))
+            for name, value in self._average.items()
+        }
 
     def on_train_batch_end(
         self,
@@ -74,7 +79,10 @@ class EMA(Callback):
             return
         self._latest_step = trainer.global_step
         if not self._average:
-            self._average = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            self._average = {
+                name: _at_least_float32(value).clone()
+                for name, value in pl_module.state_dict().items()
+            }
         else:
             self._update(pl_module.state_dict(), 1 - self._decay_of(self._updates))
         self._updates += 1
@@ -86,7 +94,9 @@ class EMA(Callback):
     def _update(self, weights: dict[str, Tensor], share: float) -> None:
         averaged = [name for name, value in weights.items() if value.is_floating_point()]
         torch._foreach_lerp_(
-            [self._average[name] for name in averaged], [weights[name] for name in averaged], share
+            [self._average[name] for name in averaged],
+            [_at_least_float32(weights[name]) for name in averaged],
+            share,
         )
         for name, value in weights.items():
             if not value.is_floating_point():
@@ -106,7 +116,7 @@ class EMA(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Put the weights in training back after an interrupted validation."""
-        if self._swapped and trainer.state.fn == TrainerFn.FITTING:
+        if self._held and trainer.state.fn == TrainerFn.FITTING:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,14 +133,16 @@ class EMA(Callback):
             self._swap(module)
 
     def _swap(self, module: LightningModule) -> None:
-        """Exchange the values of weights and average, if there is one."""
+        """Put the average into the module, or take it out, if there is one."""
         if not self._average:
             return
-        for name, value in module.state_dict().items():
-            held = value.clone()
-            value.copy_(self._average[name])
-            self._average[name].copy_(held)
-        self._swapped = not self._swapped
+        found = module.state_dict()
+        if self._held:
+            values, self._held = self._held, {}
+        else:
+            values, self._held = self._average, {n: v.clone() for n, v in found.items()}
+        for name, value in found.items():
+            value.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return how often the average was updated."""
@@ -146,10 +158,8 @@ class EMA(Callback):
         """Save the average as `state_dict`, the weights in training as `current_model_state`."""
         if not self._average:
             return
-        current, average = checkpoint["state_dict"], self._average
-        if self._swapped:
-            current, average = average, current
-        checkpoint["state_dict"], checkpoint["current_model_state"] = average, current
+        checkpoint["current_model_state"] = self._held or checkpoint["state_dict"]
+        checkpoint["state_dict"] = self._average
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -164,3 +174,8 @@ class EMA(Callback):
             )
         self._average = checkpoint["state_dict"]
         pl_module.load_state_dict(checkpoint["current_model_state"])
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    """Return weights in 16 bits as float32; others are returned as they are."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

@@ -10,6 +10,7 @@ from typing import Any
 from lightning_overlock import __version__, configs
 from lightning_overlock.cli.request import read_request
 from lightning_overlock.errors import ConfigError, InputError, Interrupted, did_you_mean
+from lightning_overlock.runs.disk import DISK_ERRORS, explain
 from lightning_overlock.runs.lock import is_rank_zero
 
 HELP = """\
@@ -63,6 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, ConfigError) as error:
         if is_rank_zero():
             print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, or no permission, wherever it was met
+        if error.errno not in DISK_ERRORS:
+            raise
+        if is_rank_zero():
+            print(f"lightning: {explain(error, error.filename or 'a file')}", file=sys.stderr)
         return 2
 
 

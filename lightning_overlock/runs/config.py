@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from lightning_overlock.errors import InputError
+from lightning_overlock.runs.disk import replace_file
 from lightning_overlock.runs.layout import CONFIG
 
 # Options of the data that say where they are and how they are read: the number of images is
@@ -33,7 +34,7 @@ STEP_OPTIONS = (
 
 def write_config(folder: Path, text: str) -> None:
     """Write a run's configuration, as YAML, into its folder."""
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    replace_file(folder / CONFIG, text.encode())
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_overlock.errors import InputError
-from lightning_overlock.runs.layout import CHECKPOINTS, LOCK
+from lightning_overlock.runs.disk import writing
+from lightning_overlock.runs.layout import CHECKPOINTS, LOCK, METRICS
 
 
 def is_rank_zero() -> bool:
@@ -30,10 +31,10 @@ def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
 
     Only rank zero touches the folder. Unless the run is continued, what an earlier run of the same
     name left is first moved to the next free `NAME.1`, `NAME.2`, …: nothing is overwritten. A run
-    that an input error ends before its first checkpoint leaves everything as it was.
+    that an input error ends before its first epoch leaves everything as it was.
 
     Raises:
-        InputError: If another process is training into the folder.
+        InputError: If another process is training into the folder, or it cannot be written.
     """
     if not is_rank_zero():
         yield
@@ -42,14 +43,16 @@ def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
     moved: Path | None = None
     try:
         if not continued and any(entry.name != LOCK for entry in folder.iterdir()):
-            moved = _move_aside(folder)
+            with writing(folder):
+                moved = _move_aside(folder)
             os.close(lock)
             lock = _lock(folder)
             print(f"{folder} held an earlier run; it is now {moved}.")
         yield
     except InputError:
-        if not continued and not (folder / CHECKPOINTS).exists():
-            shutil.rmtree(folder)
+        trained = (folder / CHECKPOINTS).exists() or (folder / METRICS).exists()
+        if not continued and not trained:
+            shutil.rmtree(folder, ignore_errors=True)
             if moved is not None:
                 moved.rename(folder)
                 print(f"{moved} is {folder} again: nothing was trained.")
@@ -59,9 +62,10 @@ def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    # The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_overlock.runs.disk import replace_file, writing
 from lightning_overlock.runs.layout import METRICS, METRICS_LOCK
 
 EPOCH = "fit"
@@ -30,7 +31,8 @@ def write_row(folder: Path, row: dict[str, Any]) -> None:
         folder: The run folder.
         row: "stage", "epoch", "step" and the metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _write(folder / METRICS, [*_rows(folder / METRICS), row])
 
@@ -115,15 +117,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(path)
+    replace_file(path, text.getvalue().encode())
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let other processes wait: a validation may run beside the training."""
-    lock = os.open(folder / METRICS_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(folder / METRICS_LOCK):
+        lock = os.open(folder / METRICS_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

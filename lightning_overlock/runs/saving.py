@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps: the last one, the best one, and one when it is interrupted."""
 
+import io
 import math
 import os
 import shutil
@@ -10,17 +11,46 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_overlock.errors import Interrupted
 from lightning_overlock.runs.checkpoint import read_progress
+from lightning_overlock.runs.disk import replace_file, writing
 from lightning_overlock.runs.layout import BEST, LAST, PREVIOUS_BEST
 from lightning_overlock.runs.lock import is_rank_zero
 from lightning_overlock.runs.resume import validation_is_due
 
+EARLIER_ARE_GOOD = (
+    "Checkpoints already saved are good: make room, then continue with --ckpt_path last."
+)
 STOPPING = "\nStopping after this step to save it; once more stops at once."
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints so that a file is whole at every moment, beside where it belongs.
+
+    Lightning's own way goes through the system's temporary folder, which may be small, and copies
+    from there, which may be interrupted.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write one.
+
+        Raises:
+            InputError: The disk is full, or the folder cannot be written.
+        """
+        file = Path(path)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        replace_file(file, content.getbuffer(), EARLIER_ARE_GOOD)
 
 
 class BestAndLast(Checkpoint):
@@ -71,6 +101,11 @@ class BestAndLast(Checkpoint):
         self.best_model_score = state_dict["best_model_score"]
         self.best_step = state_dict.get("best_step")
         self._before = state_dict.get("before")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have checkpoints written whole."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
 
     # Best
 
@@ -139,8 +174,12 @@ class BestAndLast(Checkpoint):
         if self._before is not None and best.is_file() and not previous.exists():
             best.replace(previous)
         part = best.with_name(f"{best.name}.part")
-        shutil.copyfile(path, part)
-        part.replace(best)
+        with writing(best, EARLIER_ARE_GOOD):
+            try:
+                shutil.copyfile(path, part)
+                part.replace(best)
+            finally:
+                part.unlink(missing_ok=True)
         if self._before is None:
             previous.unlink(missing_ok=True)
 

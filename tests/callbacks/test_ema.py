@@ -16,10 +16,13 @@ def task():
     return ClassificationTask(class_names=["a", "b"], backbone="test_resnet", lr=1e-2)
 
 
-def loader():
+def loader(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return DataLoader(
-        TensorDataset(torch.randn(24, 3, 32, 32, generator=generator), torch.arange(24) % 2), 8
+        TensorDataset(
+            torch.randn(24, 3, 32, 32, generator=generator).to(dtype), torch.arange(24) % 2
+        ),
+        8,
     )
 
 
@@ -245,3 +248,29 @@ def test_a_decay_out_of_range_is_refused(decay):
 def test_warmup_without_a_decay_is_refused():
     with pytest.raises(InputError, match=r"ema\.warmup"):
         EMA(warmup=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_in_16_bits_the_average_is_that_of_float32(tmp_path, precision):
+    """Against the float32 average of the same weights, which round to 8 bits."""
+    model, seen = task(), Seen()
+    data = loader(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    run = trainer(tmp_path, EMA(0.999), seen, max_epochs=4, precision=precision)
+    run.fit(model, data, data)
+    expected = {name: value.float() for name, value in seen.trained[0].items()}
+    for weights in seen.trained[1:]:
+        for name, value in weights.items():
+            if value.is_floating_point():
+                expected[name] = 0.999 * expected[name] + 0.001 * value.float()
+            else:
+                expected[name] = value
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    for name, found in strip(saved["state_dict"]).items():
+        if found.is_floating_point():
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+    # What is evaluated is the average, as the model's type has it; training goes on without.
+    for name, found in copy(model).items():
+        torch.testing.assert_close(found, expected[name].to(found.dtype), msg=name)
+    assert_same(strip(saved["current_model_state"]), seen.trained[-1])
