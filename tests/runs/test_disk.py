@@ -60,9 +60,14 @@ def test_a_run_folder_that_cannot_be_made_is_told(tmp_path, parent):
 
 def test_an_input_error_after_an_epoch_deletes_nothing(tmp_path):
     """Without checkpoints the metrics are all that there is."""
-    with pytest.raises(InputError), claim_run_folder(tmp_path / "run", continued=False):
-        write_row(tmp_path / "run", {"stage": "fit", "epoch": 0, "step": 1})
-        raise InputError("the loss is nan")
+
+    def run():
+        with claim_run_folder(tmp_path / "run", continued=False):
+            write_row(tmp_path / "run", {"stage": "fit", "epoch": 0, "step": 1})
+            raise InputError("the loss is nan")
+
+    with pytest.raises(InputError):
+        run()
     assert read_curve(tmp_path / "run") == [{"epoch": 0, "step": 1}]
 
 
