@@ -153,8 +153,9 @@ class CocoDataModule(BaseDataModule):
     float32, x1 y1 x2 y2 in pixels, `labels` (N,) int64 from 1, `masks` (N, H, W) uint8 where the
     file has segmentations, and `image_id`. As for COCO, crowd regions are not trained on and images
     without objects are left out. Evaluation targets have `image_id`, `file_name`, `size` (H, W) and
-    `annotations`, the file's own, crowds included. What `predict` gives has `path` instead of
-    annotations: images of `predict_dir`, or of the test split, or of the validation split.
+    `annotations`, the file's own with what `read_coco` computes, crowds included. What `predict`
+    gives has `path` instead of annotations: images of `predict_dir`, or of the test split, or of
+    the validation split.
 
     Whatever is left out is counted by reason and told when a run begins; see `read_coco` for what
     is checked.
