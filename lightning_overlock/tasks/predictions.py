@@ -61,8 +61,10 @@ class Rows:
         self._append(self._own, row)
 
     def _append(self, path: Path, text: str) -> None:
+        before = "" if self._empty else self.separator
         with path.open("ab") as file:
-            file.write(("" if self._empty else self.separator).encode() + text.encode())
+            # Bytes of file names that are no UTF-8 are escaped.
+            file.write((before + text).encode(errors="backslashreplace"))
         self._empty = False
 
     def close(self, end: str = "") -> None:
