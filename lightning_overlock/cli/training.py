@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,7 @@ class TrainingCLI(LightningCLI):
             except Interrupted:
                 self._say(
                     f"Saved {self.folder / LAST}. Continue with\n"
-                    f"  lightning fit --name {self.request.name} --ckpt_path last"
+                    f"  lightning fit --name {shlex.quote(self.request.name)} --ckpt_path last"
                 )
                 raise
         self._say(format_metrics(self.trainer))

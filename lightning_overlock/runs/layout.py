@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import InputError, did_you_mean, printable
+
+# File systems take 255 bytes; an earlier run of the name is moved to NAME.1.
+LONGEST_NAME = 240
 
 # Below the run folder. Training writes:
 CONFIG = "config.yaml"
@@ -41,14 +44,27 @@ def run_folder(name: str) -> Path:
     """
     if not name or name in {".", ".."} or "/" in name or os.sep in name:
         raise InputError(f"--name {name!r}: expected a plain folder name, without slashes.")
+    if printable(name) != name or name != name.strip() or name.startswith("-"):
+        raise InputError(
+            f"--name '{printable(name)}': expected a name on one line, without blanks around it "
+            "and no hyphen in front."
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"--name {name[:20]}…: found {len(name.encode())} bytes, expected at most "
+            f"{LONGEST_NAME}."
+        )
     return Path(os.environ.get("OVERLOCK_RUNS", "runs")) / name
 
 
 def run_of(checkpoint: Path) -> str | None:
     """Return the name of the run that a checkpoint file lies in, None if it lies elsewhere."""
     folder = checkpoint.resolve().parent.parent
-    here = run_folder(folder.name) if folder.name else None
-    return folder.name if here is not None and here.resolve() == folder else None
+    try:
+        here = run_folder(folder.name)
+    except InputError:  # no name of a run
+        return None
+    return folder.name if here.resolve() == folder else None
 
 
 def last_checkpoint(name: str) -> Path:
