@@ -1,15 +1,20 @@
 """Context-mixing dynamic convolution."""
 
+from typing import Any
+
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.conv_norm import ConvNorm
+from lightning_overlock.layers.shapes import map_size
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.contmix.operator import contmix, contmix_kernels
 
 
+@register_notrace_module
 class ContMix(nn.Module):
     """Convolution whose kernel at every pixel is made from that pixel's affinity to the context.
 
@@ -27,6 +32,8 @@ class ContMix(nn.Module):
             them the KxK kernel.
         num_heads: heads; there are 2 * num_heads channel groups, each with kernels of its own.
         context_grid: side of the pooled context.
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Raises:
         ConfigError: sizes that do not divide, an even kernel, a small kernel that is not smaller.
@@ -41,8 +48,11 @@ class ContMix(nn.Module):
         small_kernel: int | None = 5,
         num_heads: int = 4,
         context_grid: int = 7,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         groups = 2 * num_heads
         small_kernel = small_kernel or None
         if dim % (2 * groups):
@@ -60,17 +70,19 @@ class ContMix(nn.Module):
         self.small_kernel = small_kernel
         self.context_grid = context_grid
         self.query_scale = (dim // groups) ** -0.5
-        self.query = ConvNorm(dim, dim // 2)
-        self.key = ConvNorm(context_dim or dim, dim // 2)
+        self.query = ConvNorm(dim, dim // 2, **dd)
+        self.key = ConvNorm(context_dim or dim, dim // 2, **dd)
         taps = [kernel_size] if small_kernel is None else [small_kernel, kernel_size]
-        self.kernel_map = nn.Linear(context_grid**2, sum(k * k for k in taps))
-        self.large_bias = nn.Parameter(torch.zeros(groups, *[2 * kernel_size - 1] * 2))
+        self.kernel_map = nn.Linear(context_grid**2, sum(k * k for k in taps), **dd)
+        self.large_bias = nn.Parameter(torch.zeros(groups, *[2 * kernel_size - 1] * 2, **dd))
         self.small_bias = (
-            nn.Parameter(torch.zeros(groups, *[2 * small_kernel - 1] * 2)) if small_kernel else None
+            nn.Parameter(torch.zeros(groups, *[2 * small_kernel - 1] * 2, **dd))
+            if small_kernel
+            else None
         )
         self.kernel_tap = Tap()
         self.small_kernel_tap = Tap()
-        self.proj = ConvNorm(dim, dim)
+        self.proj = ConvNorm(dim, dim, **dd)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None
@@ -87,7 +99,7 @@ class ContMix(nn.Module):
         """
         context = x if context is None else context
         value = x if value is None else value
-        size = (x.shape[2], x.shape[3])
+        size = map_size(x)
         resized = self.aggregation_size(*size)
         if resized != size:
             same = context is x

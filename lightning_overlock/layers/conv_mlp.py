@@ -1,6 +1,9 @@
 """The per-pixel MLP of OverLoCK's blocks and the small pieces around it."""
 
+from typing import Any
+
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,6 +13,7 @@ from lightning_overlock.layers.conv_norm import ResidualDepthwise
 HIDDEN_BYTES = 4 * 2**20
 
 
+@register_notrace_module
 class GELU(nn.Module):
     """Exact GELU that takes the place of its input where no gradient is asked for.
 
@@ -21,6 +25,7 @@ class GELU(nn.Module):
         return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
+@register_notrace_module
 class GlobalResponseNorm(nn.Module):
     """Global response normalisation of ConvNeXt V2 (arXiv 2301.00808, section 3).
 
@@ -31,13 +36,23 @@ class GlobalResponseNorm(nn.Module):
     Args:
         channels: C.
         eps: added to the mean response.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-6,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.eps = eps
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1, **dd))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -51,18 +66,28 @@ class GlobalResponseNorm(nn.Module):
         return torch.addcmul(beta, wide, 1 + self.gamma * relative).to(x.dtype)
 
 
+@register_notrace_module
 class ChannelScale(nn.Module):
     """A factor and a shift per channel, one and zero at the start.
 
     Args:
         channels: C.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         # More than one dimension: the release's recipe decays the factor, not the shift.
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1, **dd))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels, **dd))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return factor * x + shift + residual; all (B, C, H, W), residual zero if None."""
@@ -79,6 +104,7 @@ class ChannelScale(nn.Module):
             self.bias = None
 
 
+@register_notrace_module
 class ConvMlp(nn.Module):
     """1x1 convolution, GELU, residual depthwise 3x3, GRN, 1x1 convolution.
 
@@ -89,15 +115,26 @@ class ConvMlp(nn.Module):
         in_channels: C of the input.
         hidden_channels: width between the two 1x1 convolutions.
         out_channels: C of the output.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(in_channels, hidden_channels, 1)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Conv2d(in_channels, hidden_channels, 1, **dd)
         self.act = GELU()
-        self.depthwise = ResidualDepthwise(hidden_channels)
-        self.grn = GlobalResponseNorm(hidden_channels)
-        self.fc2 = nn.Conv2d(hidden_channels, out_channels, 1)
+        self.depthwise = ResidualDepthwise(hidden_channels, **dd)
+        self.grn = GlobalResponseNorm(hidden_channels, **dd)
+        self.fc2 = nn.Conv2d(hidden_channels, out_channels, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""

@@ -4,6 +4,8 @@ Each class has `fuse()`, which `timm.utils.reparameterize_model` calls: it retur
 convolution that does the same in evaluation mode.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ class ConvNorm(nn.Module):
         dilation: of the convolution.
         groups: of the convolution.
         bias: give the convolution a bias as the release does before some norms.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class ConvNorm(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(
             in_channels,
             out_channels,
@@ -69,8 +76,9 @@ class ConvNorm(nn.Module):
             dilation=dilation,
             groups=groups,
             bias=bias,
+            **dd,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = nn.BatchNorm2d(out_channels, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
@@ -94,12 +102,22 @@ class NormConv(nn.Module):
     Args:
         in_channels: C of the input.
         out_channels: C of the output.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(in_channels)
-        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = nn.BatchNorm2d(in_channels, **dd)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""
@@ -122,11 +140,20 @@ class ResidualDepthwise(nn.Module):
 
     Args:
         channels: C.
+        device: where the parameters lie.
+        dtype: of the parameters.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""

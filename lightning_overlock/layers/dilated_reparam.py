@@ -1,6 +1,9 @@
 """Large depthwise convolution trained with parallel dilated branches (UniRepLKNet)."""
 
+from typing import Any
+
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from lightning_overlock.errors import ConfigError
@@ -20,6 +23,7 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 }
 
 
+@register_notrace_module
 class DilatedReparamConv(nn.Module):
     """Depthwise KxK convolution plus dilated branches, each with BatchNorm; BatchNorm of the sum.
 
@@ -30,30 +34,44 @@ class DilatedReparamConv(nn.Module):
     Args:
         channels: C.
         kernel_size: K, a key of `BRANCHES`.
+        dilation: factor on the distances of all taps, for maps of a smaller stride than the
+            weights were trained with.
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Raises:
         ConfigError: no branches are defined for `kernel_size`.
     """
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        dilation: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if kernel_size not in BRANCHES:
             raise ConfigError(f"kernel_size is {kernel_size}; expected one of {sorted(BRANCHES)}")
-        self.large = ConvNorm(channels, channels, kernel_size, groups=channels)
+        self.dilation = dilation
+        self.large = ConvNorm(channels, channels, kernel_size, groups=channels, **dd)
         self.branches = nn.ModuleList(
-            ConvNorm(channels, channels, kernel, dilation=dilation, groups=channels)
+            ConvNorm(channels, channels, kernel, dilation=dilation, groups=channels, **dd)
             for kernel, dilation in BRANCHES[kernel_size]
         )
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = nn.BatchNorm2d(channels, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         if not self.norm.training:
             weight, bias = self.merged()
-            return depthwise(x, [weight], bias=bias)[0]
+            return depthwise(x, [weight], [self.dilation], bias=bias)[0]
         parts = [self.large, *self.branches]
         weights = [part.conv.weight for part in parts]
-        maps = depthwise(x, weights, [part.conv.dilation[0] for part in parts])
+        maps = depthwise(x, weights, [self.dilation * part.conv.dilation[0] for part in parts])
         y = self.large.norm(maps[0])
         for part, found in zip(parts[1:], maps[1:], strict=True):
             y = y + part.norm(found)
@@ -79,25 +97,42 @@ class DilatedReparamConv(nn.Module):
     def fuse(self) -> DepthwiseConv:
         """Return the equivalent single convolution."""
         weight, bias = self.merged()
-        fused = DepthwiseConv(weight.shape[0], weight.shape[-1]).to(weight)
+        fused = DepthwiseConv(
+            weight.shape[0],
+            weight.shape[-1],
+            dilation=self.dilation,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         fused.weight = nn.Parameter(weight.detach().clone())
         fused.bias = nn.Parameter(bias.detach().clone())
         return fused.train(self.training)
 
 
-def large_depthwise(channels: int, kernel_size: int) -> DilatedReparamConv | ConvNorm:
+def large_depthwise(
+    channels: int,
+    kernel_size: int,
+    *,
+    dilation: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> DilatedReparamConv | ConvNorm:
     """Return OverLoCK's static depthwise KxK convolution with its BatchNorm.
 
     Args:
         channels: C.
         kernel_size: K, a key of `BRANCHES`; or 3, which has no room for dilated branches and is a
             plain convolution.
+        dilation: distance of the kernel's taps.
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Raises:
         ConfigError: another kernel size.
     """
+    dd: dict[str, Any] = {"dilation": dilation, "device": device, "dtype": dtype}
     if kernel_size == 3:
-        return ConvNorm(channels, channels, 3, groups=channels)
+        return ConvNorm(channels, channels, 3, groups=channels, **dd)
     if kernel_size not in BRANCHES:
         raise ConfigError(f"kernel_size is {kernel_size}; expected one of {[3, *sorted(BRANCHES)]}")
-    return DilatedReparamConv(channels, kernel_size)
+    return DilatedReparamConv(channels, kernel_size, **dd)

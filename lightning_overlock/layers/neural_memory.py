@@ -1,14 +1,17 @@
 """The neural memory as a layer: projections, learned step, momentum and decay, order of reading."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
+from lightning_overlock.layers.shapes import map_size
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
 
@@ -61,6 +64,7 @@ def shuffled_order(count: int, device: torch.device | str = "cpu") -> Tensor:
     return x.argsort()
 
 
+@register_notrace_module
 class NeuralMemory(nn.Module):
     """Reads a map from a small MLP that is written with the same map, chunk by chunk.
 
@@ -108,6 +112,8 @@ class NeuralMemory(nn.Module):
         eval_chunk_size: tokens in a chunk in evaluation mode; None takes `chunk_size`. Steps keep
             their range, or take the largest that is stable with chunks of this size.
         label: what error messages call this memory.
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Raises:
         ConfigError: an argument outside its range, or one that a memory without writing ignores.
@@ -132,8 +138,11 @@ class NeuralMemory(nn.Module):
         readout_from: ReadoutSource = "query",
         eval_chunk_size: int | None = None,
         label: str = "neural memory",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if depth not in (1, 2, 3):
             raise ConfigError(f"depth of the memory must be 1, 2 or 3, found {depth}")
         for name, value in (
@@ -183,20 +192,20 @@ class NeuralMemory(nn.Module):
         self.label = label
 
         by_query = readout_from == "query"
-        self.read_norm = nn.RMSNorm(dim) if by_query else None
-        self.write_norm = nn.RMSNorm(dim) if written else None
-        self.query = nn.Linear(dim, dim, bias=False) if by_query else None
-        self.key_value = nn.Linear(dim, 2 * dim, bias=False) if written else None
-        self.step = nn.Linear(dim, 1) if written and step else None
-        self.momentum = nn.Linear(dim, 1) if written and momentum else None
-        self.decay = nn.Linear(dim, 1) if written and decay else None
+        self.read_norm = nn.RMSNorm(dim, **dd) if by_query else None
+        self.write_norm = nn.RMSNorm(dim, **dd) if written else None
+        self.query = nn.Linear(dim, dim, bias=False, **dd) if by_query else None
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False, **dd) if written else None
+        self.step = nn.Linear(dim, 1, **dd) if written and step else None
+        self.momentum = nn.Linear(dim, 1, **dd) if written and momentum else None
+        self.decay = nn.Linear(dim, 1, **dd) if written and decay else None
         pooled = written and summary == "attention" and (momentum or decay)
-        self.pool = nn.Linear(dim, dim) if pooled else None
+        self.pool = nn.Linear(dim, dim, **dd) if pooled else None
         widths = [dim, *[dim * expansion] * (depth - 1), dim]
         self.memory = nn.ParameterList(
-            nn.Parameter(torch.empty(sizes)) for sizes in itertools.pairwise(widths)
+            nn.Parameter(torch.empty(sizes, **dd)) for sizes in itertools.pairwise(widths)
         )
-        self.gamma = nn.Parameter(torch.empty(dim))
+        self.gamma = nn.Parameter(torch.empty(dim, **dd))
         if written:
             self.surprise_tap = Tap()
         self.reset_parameters()
@@ -245,7 +254,7 @@ class NeuralMemory(nn.Module):
         if self.scan == "bidirectional":
             tokens = torch.cat((tokens, tokens.flip(1)))
         queries = self._queries(tokens)
-        count = tokens.shape[1]
+        count = math.prod(map_size(x))
         length = self.chunk_length(count)
         options: dict[str, Any] = {
             "weights": (*self.memory, self.gamma),

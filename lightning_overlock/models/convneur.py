@@ -16,9 +16,22 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, NormMlpClassifierHead, trunc_normal_
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    Mlp,
+    NormMlpClassifierHead,
+    create_conv2d,
+    trunc_normal_,
+)
 from timm.layers.cbam import CbamModule
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +40,7 @@ from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.depthwise_conv import DepthwiseConv
 from lightning_overlock.layers.neural_memory import NeuralMemory, ReadoutSource, Scan, Write
+from lightning_overlock.layers.shapes import require_size
 from lightning_overlock.layers.tap import Tap
 
 Placement = Literal["none", "stage", "block"]
@@ -38,6 +52,7 @@ STAGES = 4
 PatchSize = Literal[1, 2, 4]
 
 
+@register_notrace_module
 class MapAttention(nn.Module):
     """Attention among all pixels of a map, with a residual: the memory's quadratic alternative.
 
@@ -46,14 +61,15 @@ class MapAttention(nn.Module):
         heads: number of heads.
         head_dim: width of a head. One head of half the width is the non-local block of Wang et
             al. (CVPR 2018, embedded Gaussian).
+        dd: `device` and `dtype` of the parameters.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, **dd: Any) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.RMSNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
-        self.proj = nn.Linear(heads * head_dim, dim, bias=False)
+        self.norm = nn.RMSNorm(dim, **dd)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False, **dd)
+        self.proj = nn.Linear(heads * head_dim, dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, H, W) to (B, D, H, W)."""
@@ -64,6 +80,7 @@ class MapAttention(nn.Module):
         return x + self.proj(mixed).mT.reshape(x.shape)
 
 
+@register_notrace_module
 class LinearAttention(nn.Module):
     """Linear attention among all pixels of a map, with a residual: a memory without an error.
 
@@ -74,13 +91,14 @@ class LinearAttention(nn.Module):
 
     Args:
         dim: D.
+        dd: `device` and `dtype` of the parameters.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.RMSNorm(dim, **dd)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.proj = nn.Linear(dim, dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, H, W) to (B, D, H, W)."""
@@ -103,25 +121,31 @@ class GlobalBranch(nn.Module):
         memory_dim: C_m.
         operator: what looks at the map.
         memory_options: arguments of `NeuralMemory`, for that operator.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
-        self, dim: int, memory_dim: int, operator: Operator, memory_options: dict[str, Any]
+        self,
+        dim: int,
+        memory_dim: int,
+        operator: Operator,
+        memory_options: dict[str, Any],
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.compress = nn.Conv2d(dim, memory_dim, 1)
+        self.compress = nn.Conv2d(dim, memory_dim, 1, **dd)
         self.operator: nn.Module
         if operator == "memory":
-            self.operator = NeuralMemory(memory_dim, **memory_options)
+            self.operator = NeuralMemory(memory_dim, **memory_options, **dd)
         elif operator == "linear_attention":
-            self.operator = LinearAttention(memory_dim)
+            self.operator = LinearAttention(memory_dim, **dd)
         elif operator == "self_attention":
-            self.operator = MapAttention(memory_dim, heads=memory_dim // 16, head_dim=16)
+            self.operator = MapAttention(memory_dim, heads=memory_dim // 16, head_dim=16, **dd)
         elif operator == "non_local":
-            self.operator = MapAttention(memory_dim, heads=1, head_dim=memory_dim // 2)
+            self.operator = MapAttention(memory_dim, heads=1, head_dim=memory_dim // 2, **dd)
         else:
-            self.operator = CbamModule(memory_dim)
-        self.expand = nn.Conv2d(memory_dim, dim, 1)
+            self.operator = CbamModule(memory_dim, **dd)
+        self.expand = nn.Conv2d(memory_dim, dim, 1, **dd)
         self.read_out_tap = Tap()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,6 +168,8 @@ class Block(nn.Module):
         global_branch: this block's own, or None.
         contmix: `num_heads` and `context_grid` of a ContMix whose context is G, in place of the
             depthwise convolution; None keeps the convolution.
+        dilation: of the depthwise convolution; ContMix has none.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
@@ -157,26 +183,28 @@ class Block(nn.Module):
         fusion: Fusion | None,
         global_branch: GlobalBranch | None,
         contmix: dict[str, Any] | None,
+        dilation: int = 1,
+        **dd: Any,
     ) -> None:
         super().__init__()
         self.fusion = fusion
         self.global_branch = global_branch
         self.guided = contmix is not None
         self.conv: nn.Module = (
-            DepthwiseConv(dim, kernel_size)
+            DepthwiseConv(dim, kernel_size, dilation=dilation, **dd)
             if contmix is None
-            else ContMix(dim, dim, kernel_size=kernel_size, small_kernel=None, **contmix)
+            else ContMix(dim, dim, kernel_size=kernel_size, small_kernel=None, **contmix, **dd)
         )
-        self.norm = LayerNorm2d(dim)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), use_conv=True)
+        self.norm = LayerNorm2d(dim, **dd)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), use_conv=True, **dd)
         self.local_tap = Tap()
         if fusion == "gate":
             self.gate_tap = Tap()
         if fusion == "concat":
             # Not `fuse`: timm would take it for the method that makes the inference form.
-            self.merge = nn.Conv2d(2 * dim, dim, 1)
+            self.merge = nn.Conv2d(2 * dim, dim, 1, **dd)
         self.layer_scale = (
-            nn.Parameter(torch.full((dim, 1, 1), layer_scale)) if layer_scale else None
+            nn.Parameter(torch.full((dim, 1, 1), layer_scale, **dd)) if layer_scale else None
         )
         self.drop_path = DropPath(drop_path)
 
@@ -293,6 +321,10 @@ class ConvNeur(nn.Module):
         contmix_heads: heads of that ContMix, one number or one per stage; a stage's width must be
             a multiple of four times as many.
         contmix_grid: side of the pooled context of that ContMix.
+        output_stride: 32, or 16 or 8 for dense prediction: maps of a larger stride keep the size
+            at that one, and their convolutions are dilated instead.
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Raises:
         ConfigError: an unknown or impossible value or combination.
@@ -331,8 +363,12 @@ class ConvNeur(nn.Module):
         local_mixer: LocalMixer = "conv",
         contmix_heads: int | Sequence[int] = 1,
         contmix_grid: int = 7,
+        output_stride: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         memory_dim = 2 * dims[0] if memory_dim is None else memory_dim
         kernel_sizes = _per_stage(kernel_size)
         heads = _per_stage(contmix_heads)
@@ -354,6 +390,10 @@ class ConvNeur(nn.Module):
             raise ConfigError(f"kernel_size must be odd, found {kernel_size}")
         if patch_size not in get_args(PatchSize):
             raise ConfigError(f"patch_size must be 1, 2 or 4, found {patch_size!r}")
+        if output_stride not in (8, 16, 32):
+            raise ConfigError(f"output_stride must be 8, 16 or 32, found {output_stride!r}")
+        reductions = [min(patch_size * 2**i, output_stride) for i in range(STAGES)]
+        dilations = [patch_size * 2**i // reductions[i] for i in range(STAGES)]
         # What is not at its default and acts on the writing of a memory, and on any memory.
         writing = [
             name
@@ -418,13 +458,13 @@ class ConvNeur(nn.Module):
                 "eval_chunk_size": None if eval_chunk_size is None else eval_chunk_sizes[stage],
                 "label": f"neural memory of {place}",
             }
-            return GlobalBranch(dims[stage], memory_dim, global_operator, options)
+            return GlobalBranch(dims[stage], memory_dim, global_operator, options, **dd)
 
         self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, dims[0], patch_size, patch_size), LayerNorm2d(dims[0])
+            nn.Conv2d(in_chans, dims[0], patch_size, patch_size, **dd), LayerNorm2d(dims[0], **dd)
         )
         # The last map has at least one pixel.
-        self.smallest_input = 8 * patch_size
+        self.smallest_input = reductions[-1]
         self.stages = nn.Sequential()
         self.feature_info = []
         before_last = max(sum(depths) - 1, 1)
@@ -444,17 +484,22 @@ class ConvNeur(nn.Module):
                         fusion=fusion if fused else None,
                         global_branch=global_branch(i, f"stages.{i}.blocks.{j}") if own else None,
                         contmix=contmix if fused and local_mixer == "contmix" else None,
+                        dilation=dilations[i],
+                        **dd,
                     )
                 )
             downsample = (
-                nn.Sequential(LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dim, 2, 2))
+                nn.Sequential(
+                    LayerNorm2d(dims[i - 1], **dd),
+                    _downsampling(dims[i - 1], dim, dilations[i - 1], dilations[i], **dd),
+                )
                 if i > 0
                 else nn.Identity()
             )
             of_stage = global_branch(i, f"stages.{i}") if global_placement == "stage" else None
             self.stages.append(Stage(downsample, of_stage, blocks, reuse_global))
             self.feature_info.append(
-                {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"stages.{i}"}
+                {"num_chs": dim, "reduction": reductions[i], "module": f"stages.{i}"}
             )
         self.num_features = dims[-1]
         self.head = NormMlpClassifierHead(
@@ -463,6 +508,7 @@ class ConvNeur(nn.Module):
             pool_type=global_pool,
             drop_rate=drop_rate,
             norm_layer=LayerNorm2d,
+            **dd,
         )
         self.head_hidden_size = self.head.num_features
         self.apply(_init_weights)
@@ -563,13 +609,7 @@ class ConvNeur(nn.Module):
         return wanted
 
     def _stem(self, x: Tensor) -> Tensor:
-        least = self.smallest_input
-        if min(x.shape[-2:]) < least:
-            raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small for ConvNeur, which "
-                f"takes {least}x{least} or more"
-            )
-        return self.stem(x)
+        return self.stem(require_size(x, self.smallest_input, "ConvNeur"))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to the last map (B, C, H/32, W/32)."""
@@ -588,6 +628,17 @@ class ConvNeur(nn.Module):
                 compiled and exported code).
         """
         return self.forward_head(self.forward_features(x))
+
+
+def _downsampling(
+    in_channels: int, out_channels: int, before: int, after: int, **dd: Any
+) -> nn.Module:
+    """Return a 2x2 convolution of stride 2; where dilation goes on instead, it keeps the size."""
+    if before == after:
+        return nn.Conv2d(in_channels, out_channels, 2, 2, **dd)
+    return create_conv2d(
+        in_channels, out_channels, 2, dilation=before, padding="same", bias=True, **dd
+    )
 
 
 def _per_stage(value: int | Sequence[int]) -> list[int]:

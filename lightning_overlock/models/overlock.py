@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +21,7 @@ from timm.models import (
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
+    register_notrace_function,
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from lightning_overlock.layers.conv_mlp import GELU, ChannelScale, ConvMlp, Glob
 from lightning_overlock.layers.conv_norm import ConvNorm, NormConv, ResidualDepthwise
 from lightning_overlock.layers.dilated_reparam import BRANCHES, large_depthwise
 from lightning_overlock.layers.neural_memory import NeuralMemory, Scan
+from lightning_overlock.layers.shapes import require_size, resize_like
 from lightning_overlock.layers.tap import Tap
 
 Mixer = Literal["contmix", "static"]
@@ -48,10 +50,11 @@ class ChannelAttention(SqueezeExcite):
 
     Args:
         dim: C.
+        dd: `device` and `dtype` of the parameters.
     """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, rd_channels=max(16, dim // 8), act_layer=nn.GELU)
+    def __init__(self, dim: int, **dd: Any) -> None:
+        super().__init__(dim, rd_channels=max(16, dim // 8), act_layer=nn.GELU, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale (B, C, H, W) by a factor per channel."""
@@ -69,19 +72,28 @@ class StaticBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over C.
         drop_path: probability of leaving the branch out.
         layer_scale: scale the identity per channel.
+        dilation: of the static depthwise convolution.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: bool
+        self,
+        dim: int,
+        kernel_size: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: bool,
+        dilation: int = 1,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.position = ResidualDepthwise(dim)
-        self.norm = LayerNorm2d(dim)
-        self.spatial = large_depthwise(dim, kernel_size)
-        self.se = ChannelAttention(dim)
-        self.mlp = ConvMlp(dim, int(mlp_ratio * dim), dim)
+        self.position = ResidualDepthwise(dim, **dd)
+        self.norm = LayerNorm2d(dim, **dd)
+        self.spatial = large_depthwise(dim, kernel_size, dilation=dilation, **dd)
+        self.se = ChannelAttention(dim, **dd)
+        self.mlp = ConvMlp(dim, int(mlp_ratio * dim), dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.scale = ChannelScale(dim) if layer_scale else None
+        self.scale = ChannelScale(dim, **dd) if layer_scale else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -106,19 +118,25 @@ class MemoryBlock(nn.Module):
         memory_dim: width of the memory.
         drop_path: probability of leaving the branch out.
         memory_options: other arguments of `NeuralMemory`.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
-        self, dim: int, memory_dim: int, drop_path: float, memory_options: dict[str, Any]
+        self,
+        dim: int,
+        memory_dim: int,
+        drop_path: float,
+        memory_options: dict[str, Any],
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.position = ResidualDepthwise(dim)
-        self.norm = LayerNorm2d(dim)
-        self.compress = nn.Conv2d(dim, memory_dim, 1)
-        self.memory = NeuralMemory(memory_dim, **memory_options)
-        self.expand = nn.Conv2d(memory_dim, dim, 1)
+        self.position = ResidualDepthwise(dim, **dd)
+        self.norm = LayerNorm2d(dim, **dd)
+        self.compress = nn.Conv2d(dim, memory_dim, 1, **dd)
+        self.memory = NeuralMemory(memory_dim, **memory_options, **dd)
+        self.expand = nn.Conv2d(memory_dim, dim, 1, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.scale = ChannelScale(dim)
+        self.scale = ChannelScale(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -142,6 +160,9 @@ class StaticStage(nn.Module):
         kernel_size, mlp_ratio, layer_scale: of each `StaticBlock`.
         memory: arguments of a `MemoryBlock` that takes the place of every static block; None
             for static blocks.
+        stride: of the downsampling; 1 keeps the map's size.
+        dilation: of each `StaticBlock`.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
@@ -154,15 +175,20 @@ class StaticStage(nn.Module):
         mlp_ratio: float,
         layer_scale: bool,
         memory: dict[str, Any] | None = None,
+        stride: int = 2,
+        dilation: int = 1,
+        **dd: Any,
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = ConvNorm(in_channels, dim, 3, stride=2) if in_channels else nn.Identity()
+        self.downsample = (
+            ConvNorm(in_channels, dim, 3, stride=stride, **dd) if in_channels else nn.Identity()
+        )
         self.blocks = nn.Sequential(
             *(
-                StaticBlock(dim, kernel_size, mlp_ratio, rate, layer_scale)
+                StaticBlock(dim, kernel_size, mlp_ratio, rate, layer_scale, dilation, **dd)
                 if memory is None
-                else MemoryBlock(dim, drop_path=rate, **memory)
+                else MemoryBlock(dim, drop_path=rate, **memory, **dd)
                 for rate in drop_path
             )
         )
@@ -195,6 +221,8 @@ class DynamicBlock(nn.Module):
             prior and makes features only.
         small_kernel: of ContMix.
         context_grid: of ContMix.
+        dilation: of the local static kernel; the dynamic ones have none.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
@@ -214,6 +242,8 @@ class DynamicBlock(nn.Module):
         context_update: bool,
         small_kernel: int | None,
         context_grid: int,
+        dilation: int = 1,
+        **dd: Any,
     ) -> None:
         super().__init__()
         total = dim + context_dim
@@ -223,18 +253,18 @@ class DynamicBlock(nn.Module):
         self.kernel_guidance = kernel_guidance
         self.context_update = context_update
         blend_prior = blend_prior and context_update and context_dim > 0
-        self.context_scale = ChannelScale(context_dim) if blend_prior else None
-        self.prior_scale = ChannelScale(context_dim) if blend_prior else None
-        self.position = ResidualDepthwise(total)
-        self.norm1 = LayerNorm2d(total)
+        self.context_scale = ChannelScale(context_dim, **dd) if blend_prior else None
+        self.prior_scale = ChannelScale(context_dim, **dd) if blend_prior else None
+        self.position = ResidualDepthwise(total, **dd)
+        self.norm1 = LayerNorm2d(total, **dd)
         value_in = total if feature_guidance else dim
         self.value = nn.Sequential(
-            ConvNorm(value_in, value_in, 3, groups=value_in, bias=True),
+            ConvNorm(value_in, value_in, 3, groups=value_in, bias=True, **dd),
             GELU(),
-            nn.Conv2d(value_in, dim, 1),
-            GlobalResponseNorm(dim),
+            nn.Conv2d(value_in, dim, 1, **dd),
+            GlobalResponseNorm(dim, **dd),
         )
-        self.local = large_depthwise(dim, kernel_size)
+        self.local = large_depthwise(dim, kernel_size, dilation=dilation, **dd)
         self.mixer = (
             ContMix(
                 dim,
@@ -243,19 +273,20 @@ class DynamicBlock(nn.Module):
                 small_kernel=small_kernel,
                 num_heads=num_heads,
                 context_grid=context_grid,
+                **dd,
             )
             if mixer == "contmix"
             else None
         )
-        self.se = ChannelAttention(dim)
-        self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU()) if gate else None
+        self.se = ChannelAttention(dim, **dd)
+        self.gate = nn.Sequential(ConvNorm(dim, dim, **dd), nn.SiLU()) if gate else None
         self.gate_tap = Tap()
-        self.proj = NormConv(dim, out)
-        self.scale1 = ChannelScale(out)
-        self.position2 = ResidualDepthwise(out)
-        self.norm2 = LayerNorm2d(out)
-        self.mlp = ConvMlp(out, int(mlp_ratio * dim), out)
-        self.scale2 = ChannelScale(out)
+        self.proj = NormConv(dim, out, **dd)
+        self.scale1 = ChannelScale(out, **dd)
+        self.position2 = ResidualDepthwise(out, **dd)
+        self.norm2 = LayerNorm2d(out, **dd)
+        self.mlp = ConvMlp(out, int(mlp_ratio * dim), out, **dd)
+        self.scale2 = ChannelScale(out, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor | None, prior: Tensor | None) -> Tensor:
@@ -308,6 +339,9 @@ class FocusStage(nn.Module):
         blend_prior: whether the blocks blend the prior into the context.
         blend_first: whether already the first block does.
         context_update: of `DynamicBlock`.
+        stride: of the downsampling; 1 keeps the map's size.
+        device: where the parameters lie.
+        dtype: of the parameters.
         block_args: the other arguments of every `DynamicBlock`.
     """
 
@@ -321,6 +355,9 @@ class FocusStage(nn.Module):
         blend_prior: bool,
         blend_first: bool,
         context_update: bool,
+        stride: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **block_args: Any,
     ) -> None:
         super().__init__()
@@ -328,9 +365,12 @@ class FocusStage(nn.Module):
         self.split = [dim, context_dim]
         self.split_in = list(in_channels or ())
         self.context_update = context_update
-        self.downsample = ConvNorm(in_channels[0], dim, 3, stride=2) if in_channels else None
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.downsample = (
+            ConvNorm(in_channels[0], dim, 3, stride=stride, **dd) if in_channels else None
+        )
         self.context_downsample = (
-            ConvNorm(in_channels[1], context_dim, 3, stride=2)
+            ConvNorm(in_channels[1], context_dim, 3, stride=stride, **dd)
             if in_channels and context_update
             else None
         )
@@ -342,6 +382,7 @@ class FocusStage(nn.Module):
                 blend_prior=blend_prior and (blend_first or index > 0),
                 context_update=context_update,
                 **block_args,
+                **dd,
             )
             for index, rate in enumerate(drop_path)
         )
@@ -363,8 +404,7 @@ class FocusStage(nn.Module):
             x = self.downsample(x)
             context = self.context_downsample(context) if self.context_downsample else None
         if prior is not None:
-            if prior.shape[-2:] != x.shape[-2:]:
-                prior = F.interpolate(prior, x.shape[-2:], mode="bilinear")
+            prior = resize_like(prior, x)
             context = prior if context is None else context
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
@@ -405,6 +445,11 @@ class FocusStage(nn.Module):
             prior_scale.bias = None
 
 
+def last_of(indices: Sequence[int]) -> int:
+    """Return the place in `feature_info` that is computed last; the overview comes before H/32."""
+    return 3 if 3 in indices else max(indices)
+
+
 def new_classifier(in_features: int, num_classes: int, like: Tensor) -> nn.Module:
     """Return an initialised linear classifier on the device of `like`; none for no classes."""
     if not num_classes:
@@ -420,11 +465,12 @@ class OverviewHead(nn.Module):
     Args:
         dim: C.
         num_classes: width of the output.
+        dd: `device` and `dtype` of the parameters.
     """
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, num_classes: int, **dd: Any) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(dim)
+        self.norm = nn.BatchNorm2d(dim, **dd)
         self.fc = new_classifier(dim, num_classes, self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -441,13 +487,20 @@ class ClassifierHead(nn.Module):
         num_classes: width of the output; 0 leaves the classifier out.
         pool_type: timm's pooling name; "" leaves pooling out.
         drop_rate: dropout before the classifier.
+        dd: `device` and `dtype` of the parameters.
     """
 
     def __init__(
-        self, in_features: int, hidden_size: int, num_classes: int, pool_type: str, drop_rate: float
+        self,
+        in_features: int,
+        hidden_size: int,
+        num_classes: int,
+        pool_type: str,
+        drop_rate: float,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.conv = ConvNorm(in_features, hidden_size)
+        self.conv = ConvNorm(in_features, hidden_size, **dd)
         self.act = nn.SiLU()
         self.hidden_size = hidden_size
         self.drop = nn.Dropout(drop_rate)
@@ -457,7 +510,9 @@ class ClassifierHead(nn.Module):
         """Replace the classifier and, unless None, the pooling."""
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+            self.global_pool.train(self.training)
         self.fc = new_classifier(self.hidden_size, num_classes, next(self.conv.parameters()))
+        self.fc.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map (B, C, H, W) to logits, or to what the classifier would see if `pre_logits`."""
@@ -465,7 +520,7 @@ class ClassifierHead(nn.Module):
         if pre_logits:
             return x
         # Without pooling the classifier would meet a map; timm's heads apply it per pixel.
-        if x.ndim == 4 and not isinstance(self.fc, nn.Identity):
+        if not self.global_pool.pool_type and not isinstance(self.fc, nn.Identity):
             return self.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.fc(x)
 
@@ -476,6 +531,24 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def roll_batch(prior: Tensor) -> Tensor:
+    """Give every image of a batch (B, ...) what belongs to the one before it.
+
+    Raises:
+        ConfigError: there is one image only.
+    """
+    # On the meta device there is only a cost to be counted.
+    if prior.shape[0] == 1 and not prior.is_meta:
+        raise ConfigError(
+            "context_source='shuffled' takes the context of another image of the batch, and this "
+            "batch has one image; expected two or more (see the batch size and the last batch)"
+        )
+    return prior.roll(1, 0)
+
+
+register_notrace_function(roll_batch)
 
 
 def check_switches(
@@ -585,6 +658,11 @@ class OverLoCK(nn.Module):
         overview_chunk_size: tokens of its chunks; 7 are a row of the overview of 224 pixels.
         overview_scan: its order of writing and reading, see `layers.NeuralMemory`. "whole" lets
             every pixel see all others.
+        output_stride: 32, or 16 or 8 for dense prediction: maps of a larger stride keep the size
+            at that one, and their large static kernels are dilated instead (dynamic kernels and
+            3x3 convolutions are not).
+        device: where the parameters lie.
+        dtype: of the parameters.
 
     Attributes:
         overview_index: Place of the Overview-Net's map in `feature_info`, None where the model
@@ -628,10 +706,16 @@ class OverLoCK(nn.Module):
         overview_memory_dim: int | None = None,
         overview_chunk_size: int = 7,
         overview_scan: Scan = "whole",
+        output_stride: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if stem_stride not in get_args(StemStride):
             raise ConfigError(f"stem_stride is {stem_stride!r}; expected 1, 2 or 4")
+        if output_stride not in (8, 16, 32):
+            raise ConfigError(f"output_stride is {output_stride!r}; expected 8, 16 or 32")
         for name, value, length in (
             ("dims", dims, 4),
             ("depths", depths, 4),
@@ -680,15 +764,18 @@ class OverLoCK(nn.Module):
         order = (0, 1, 2, 3, 4, 5) if dds else (0, 1, 2, 4, 3, 5)
         rates = {stage: list(islice(ramp, blocks[stage])) for stage in order}
 
+        reductions = [min(stem_stride * 2**stage, output_stride) for stage in range(4)]
+        strides = [stem_stride, *(b // a for a, b in pairwise(reductions))]
+        dilations = [stem_stride * 2**stage // reductions[stage] for stage in range(4)]
         half = dims[0] // 2
         self.stem = nn.Sequential(
-            ConvNorm(in_chans, half, 3, stride=2 if stem_stride > 1 else 1),
+            ConvNorm(in_chans, half, 3, stride=2 if stem_stride > 1 else 1, **dd),
             GELU(),
-            ConvNorm(half, half, 3),
+            ConvNorm(half, half, 3, **dd),
             GELU(),
-            ConvNorm(half, dims[0], 3, stride=2 if stem_stride > 2 else 1),
+            ConvNorm(half, dims[0], 3, stride=2 if stem_stride > 2 else 1, **dd),
             GELU(),
-            ConvNorm(dims[0], dims[0], 3),
+            ConvNorm(dims[0], dims[0], 3, **dd),
         )
         memory = {
             "memory_dim": overview_memory_dim or dims[3] // 4,
@@ -707,6 +794,9 @@ class OverLoCK(nn.Module):
                 mlp_ratio=mlp_ratio,
                 layer_scale=stage >= 2,
                 memory=memory if stage == 3 and overview == "memory" else None,
+                stride=strides[stage],
+                dilation=dilations[stage],
+                **dd,
             )
             for stage in range(4)
         ]
@@ -714,7 +804,7 @@ class OverLoCK(nn.Module):
         self.base = nn.ModuleList(static[:3] if dds else static)
         guided = dds and context_source != "zero"
         self.overview = static[3] if guided else None
-        self.context_proj = nn.Conv2d(dims[3], context_dim, 1) if guided else None
+        self.context_proj = nn.Conv2d(dims[3], context_dim, 1, **dd) if guided else None
         self.context_prior_tap = Tap()
         focus_args: dict[str, Any] = dict(
             mlp_ratio=focus_mlp_ratio,
@@ -724,6 +814,7 @@ class OverLoCK(nn.Module):
             kernel_guidance=kernel_guidance,
             context_update=context_update,
             context_grid=context_grid,
+            **dd,
         )
         small_kernels = (
             tuple(small_kernel) if isinstance(small_kernel, Sequence) else (small_kernel,) * 2
@@ -736,6 +827,8 @@ class OverLoCK(nn.Module):
                 rates[4 + index],
                 kernel_size=kernel_sizes[2 + index],
                 num_heads=num_heads[index],
+                stride=strides[2 + index],
+                dilation=dilations[2 + index],
                 small_kernel=small_kernels[index],
                 blend_prior=guided,
                 blend_first=index > 0,
@@ -744,19 +837,21 @@ class OverLoCK(nn.Module):
             for index in range(2)
         )
         self.feature_info: list[dict[str, Any]] = [
-            dict(num_chs=dims[0], reduction=stem_stride, module="base.0"),
-            dict(num_chs=dims[1], reduction=2 * stem_stride, module="base.1"),
-            dict(num_chs=dims[2] + context_dim, reduction=4 * stem_stride, module="focus.0"),
-            dict(num_chs=dims[3] + context_dim, reduction=8 * stem_stride, module="focus.1"),
+            dict(num_chs=dims[0], reduction=reductions[0], module="base.0"),
+            dict(num_chs=dims[1], reduction=reductions[1], module="base.1"),
+            dict(num_chs=dims[2] + context_dim, reduction=reductions[2], module="focus.0"),
+            dict(num_chs=dims[3] + context_dim, reduction=reductions[3], module="focus.1"),
         ]
         self.overview_index = None
         if self.overview is not None:
             self.overview_index = len(self.feature_info)
             self.feature_info.append(
-                dict(num_chs=dims[3], reduction=8 * stem_stride, module="overview")
+                dict(num_chs=dims[3], reduction=reductions[3], module="overview")
             )
         # The last map has at least one pixel.
-        self.smallest_input = 8 * stem_stride
+        self.smallest_input = reductions[3]
+        # What `forward_features` returns; pruning may leave an earlier one.
+        self.final_index = 3
         self.num_features = dims[3] + context_dim
         self.head_hidden_size = head_hidden_size
         self.apply(init_weights)
@@ -764,7 +859,7 @@ class OverLoCK(nn.Module):
             if isinstance(module, NeuralMemory):
                 module.reset_parameters()
         self.head: nn.Module = ClassifierHead(
-            self.num_features, head_hidden_size, num_classes, global_pool, drop_rate
+            self.num_features, head_hidden_size, num_classes, global_pool, drop_rate, **dd
         )
         self.head.apply(init_weights)
         self.overview_head: OverviewHead | None = None
@@ -783,8 +878,12 @@ class OverLoCK(nn.Module):
                 "there is no Overview-Net"
             )
         channels = self.feature_info[self.overview_index]["num_chs"]
-        self.overview_head = OverviewHead(channels, self.num_classes)
+        like = next(self.parameters())
+        self.overview_head = OverviewHead(
+            channels, self.num_classes, device=like.device, dtype=like.dtype
+        )
         self.overview_head.apply(init_weights)
+        self.overview_head.train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters by depth, for layer-wise learning rates."""
@@ -839,15 +938,11 @@ class OverLoCK(nn.Module):
         if self.overview_head is not None:
             norm = self.overview_head.norm
             self.overview_head.fc = new_classifier(norm.num_features, num_classes, norm.weight)
+            self.overview_head.fc.train(self.training)
 
     def _maps(self, x: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return maps by their index in `feature_info`, the wanted ones among them."""
-        least = self.smallest_input
-        if min(x.shape[-2:]) < least:
-            raise ValueError(
-                f"the image is {x.shape[-2]}x{x.shape[-1]} pixels; OverLoCK needs at least "
-                f"{least}x{least}"
-            )
+        x = require_size(x, self.smallest_input, "OverLoCK")
         maps: dict[int, Tensor] = {}
         x = self.stem(x)
         for index, stage in enumerate(self.base[:3]):
@@ -874,16 +969,7 @@ class OverLoCK(nn.Module):
         if self.context_proj is None or overview is None:
             return x.new_zeros(x.shape[0], self.split[1], 1, 1)
         prior = self.context_prior_tap(self.context_proj(overview))
-        if self.context_source == "shuffled":
-            # On the meta device there is only a cost to be counted.
-            if prior.shape[0] == 1 and not prior.is_meta:
-                raise ConfigError(
-                    "context_source='shuffled' takes the context of another image of the batch, "
-                    "and this batch has one image; expected two or more (see the batch size and "
-                    "the last batch)"
-                )
-            prior = prior.roll(1, 0)
-        return prior
+        return roll_batch(prior) if self.context_source == "shuffled" else prior
 
     def forward_intermediates(
         self,
@@ -911,12 +997,10 @@ class OverLoCK(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; expected 'NCHW'")
         take, _ = feature_take_indices(len(self.feature_info), indices)
-        final = not (intermediates_only or stop_early)
-        maps = self._maps(x, [*take, 3] if final else take)
+        final = last_of(take) if stop_early else self.final_index
+        maps = self._maps(x, take if intermediates_only else [*take, final])
         taken = [maps[index] for index in take]
-        if intermediates_only:
-            return taken
-        return maps[max(index for index in maps if index < 4)], taken
+        return taken if intermediates_only else (maps[final], taken)
 
     def prune_intermediate_layers(
         self,
@@ -926,31 +1010,28 @@ class OverLoCK(nn.Module):
     ) -> list[int]:
         """Remove what the maps at `indices` do not need; return the indices, none negative."""
         take, _ = feature_take_indices(len(self.feature_info), indices)
-        deepest = max(take)
-        if deepest < 2:
-            self.base = self.base[: deepest + 1]
-        if 2 not in take and 3 not in take:
+        if not prune_head and max(take) >= 3:
+            return list(take)  # the head needs all there is
+        self.final_index = last_of(take)
+        self.num_features = self.head_hidden_size = self.feature_info[self.final_index]["num_chs"]
+        self.num_classes = 0
+        self.head = nn.Identity()
+        self.overview_head = None
+        self.base = self.base[: 4 if 3 in take else min(max(take) + 1, 3)]
+        self.focus = self.focus[: 2 if 3 in take else 1 if 2 in take else 0]
+        if len(self.focus) == 0:
             self.context_proj = None
-            self.focus = self.focus[:0]
-        elif 3 not in take:
-            self.focus = self.focus[:1]
-        if 3 not in take:
-            self.base = self.base[:3]
-        if prune_head or 3 not in take:
-            self.head = nn.Identity()
-            self.overview_head = None
-            self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
-        if 4 not in take and self.context_proj is None and self.overview_head is None:
+        if 4 not in take and self.context_proj is None:
             self.overview = None
         return list(take)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, num_features, H/32, W/32)."""
-        return self._maps(x, [3])[3]
+        return self._maps(x, [self.final_index])[self.final_index]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map `forward_features`' output to logits, or to what the classifier sees."""
-        return self.head(x, pre_logits=pre_logits)
+        return x if isinstance(self.head, nn.Identity) else self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to logits (B, num_classes)."""
