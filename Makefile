@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 
-.PHONY: quickstart test slow test-notebooks check docs oldest wheel-check coverage clean
+.PHONY: quickstart test slow test-notebooks check docs oldest wheel-check contract coverage clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
@@ -42,6 +42,17 @@ wheel-check: .venv/ready
 	$(UV) venv --quiet --clear --python $(PYTHON) build/wheel/venv
 	$(UV) pip install --quiet --python build/wheel/venv/bin/python build/wheel/*.whl
 	tests/wheel_check.sh $(CURDIR)/build/wheel/venv/bin
+
+# timm's own tests of the installed timm, for the models of this package.
+contract: build/contract/ready
+	cd build/contract && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests/contract $(CURDIR)/$(BIN)/python -m pytest -q -n 2 -p register_backbones tests/test_models.py
+
+build/contract/ready: .venv/ready
+	rm -rf build/contract && mkdir -p build/contract
+	$(PYTHON) -m pip download --quiet --no-deps --no-binary timm --dest build/contract "timm==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("timm"))')"
+	tar --extract --gzip --strip-components 1 --directory build/contract --file build/contract/timm-*.tar.gz
+	rm -rf build/contract/timm
+	touch $@
 
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov=lightning_overlock --cov-report=term-missing:skip-covered

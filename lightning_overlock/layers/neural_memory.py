@@ -276,7 +276,7 @@ class NeuralMemory(nn.Module):
         read, memory = neural_memory(queries, **options)
         # A sum over the final memory, as what is not finite stays so from chunk to chunk, and over
         # the read-outs; on a GPU it waits for them.
-        traced = torch.compiler.is_compiling() or read.is_meta
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or read.is_meta
         if not traced and not _finite((*memory, read)):
             raise FloatingPointError(self._diagnosis(queries, options))
         if self.write != "none" and self.surprise_tap.wanted:
@@ -373,6 +373,8 @@ class NeuralMemory(nn.Module):
     def _summary(self, tokens: Tensor, length: int) -> Tensor:
         """(B, W, D) to (B, T, D): one vector per chunk, the last of which may be shorter."""
         batch, count, dim = tokens.shape
+        if torch.jit.is_tracing():
+            count = int(count)
         whole = count // length
         pieces = [tokens[:, : whole * length].reshape(batch, whole, length, dim)]
         if whole * length < count:

@@ -8,6 +8,7 @@ torch's FlopCounterMode counts all of it.
 
 import itertools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -101,7 +102,7 @@ def neural_memory(
         ValueError: shapes that do not fit each other; a chunk or a segment below one.
     """
     _check(q, k, v, step, weights, chunk_size, segment_chunks, read_final)
-    batch, tokens, _ = k.shape
+    batch, tokens = _plain(k.shape[:2])
     chunks, rest = divmod(tokens, chunk_size)
     rest = rest if write_remainder else 0
     updates = chunks + (rest > 0)
@@ -128,7 +129,7 @@ def neural_memory(
         def split(x: Tensor, unit: int) -> list[Tensor]:
             # Once for all runs: the backward of a slice fills a whole map with zeros every time.
             sizes = [n * unit for n in runs]
-            return list(torch.split(x, [*sizes, x.shape[1] - sum(sizes)], 1))
+            return list(torch.split(x, [*sizes, _plain(x.shape)[1] - sum(sizes)], 1))
 
         *parts, last = zip(
             split(queries, 0 if read_final else chunk_size),
@@ -149,6 +150,11 @@ def neural_memory(
             _, state = _run(state, (last[0][:, :0], *last[1:]), chunks, segment)
         reads.append(read_memory(last[0], state.memory if read_final else memory))
         return torch.cat(reads, 1).to(q.dtype), state.memory
+
+
+def _plain(sizes: Sequence[int]) -> Sequence[int]:
+    """Sizes as numbers under `torch.jit.trace` too, where they are tensors."""
+    return [int(size) for size in sizes] if torch.jit.is_tracing() else sizes
 
 
 def _cuts(first: int, last: int, length: int) -> list[int]:

@@ -12,6 +12,7 @@ from timm.optim import param_groups_layer_decay
 from timm.utils import reparameterize_model
 
 import lightning_overlock  # noqa: F401 (registers the backbones)
+from lightning_overlock.errors import ConfigError
 
 MODELS = ["test_overlock", "test_convneur"]
 SIZES = [(32, 32), (33, 47), (64, 160), (97, 40)]
@@ -274,3 +275,28 @@ def test_exports(name):
     program = torch.export.export(model, (x,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*")
+def test_can_be_traced_for_one_size(name):
+    model = stir(create(name)).eval()
+    x = image(48, 80)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, image(48, 80).flip(0), check_trace=False)
+        torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_output_stride_bounds_the_reductions_and_keeps_the_weights(name, stride):
+    model = create(name, features_only=True, output_stride=stride).eval()
+    reductions = [min(r, stride) for r in (4, 8, 16, 32)]
+    assert model.feature_info.reduction() == reductions
+    with torch.inference_mode():
+        maps = model(image(64, 96))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(64 // r, 96 // r) for r in reductions]
+    coarse = create(name, features_only=True).state_dict()
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in coarse.items()
+    }
+    with pytest.raises(ConfigError, match="output_stride"):
+        create(name, output_stride=4)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 def side(taps: int) -> int:
     """Return K of a window of K * K taps."""
-    return round(taps**0.5)
+    return round(int(taps) ** 0.5)  # under torch.jit.trace sizes are tensors
 
 
 def kept(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
