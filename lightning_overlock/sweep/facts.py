@@ -45,6 +45,23 @@ def identical_rows(sweep: Sweep, values: Mapping[str, Mapping[int, float]]) -> l
     ]
 
 
+def mixed_rows(sweep: Sweep, trials: Mapping[str, Sequence[FrozenTrial]]) -> list[str]:
+    """Return a warning for rows whose seeds were not trained with one and the same configuration.
+
+    Shipped configurations and defaults may change from one version of the package to the next.
+    """
+    hashes = {
+        name: {t.user_attrs.get("config_hash") for t in found} - {None}
+        for name, found in trials.items()
+    }
+    return [
+        f"Warning: the seeds of {sweep.label(name)} were trained with {len(found)} different "
+        "configurations (the trials' config.yaml differ)."
+        for name, found in hashes.items()
+        if len(found) > 1
+    ]
+
+
 def what_is_left_out(sweep: Sweep, stored: dict[str, Any]) -> list[str]:
     """Return what the study has beside what is shown."""
     rows = [name for name in stored["rows"] if name not in sweep.rows]

@@ -15,7 +15,13 @@ from lightning_overlock.sweep.agreement import (
     content_of,
     stored_sweep,
 )
-from lightning_overlock.sweep.facts import facts_of, identical_rows, state_of, what_is_left_out
+from lightning_overlock.sweep.facts import (
+    facts_of,
+    identical_rows,
+    mixed_rows,
+    state_of,
+    what_is_left_out,
+)
 from lightning_overlock.sweep.parts import Row
 from lightning_overlock.sweep.plan import as_planned
 from lightning_overlock.sweep.spec import Sweep
@@ -190,7 +196,8 @@ def results(study: optuna.Study, sweep: Sweep | None, folder: Path) -> Results:
         for chain in sweep.comparisons
     ]
     notes = [*identical_rows(sweep, values), *what_is_left_out(sweep, stored)]
-    notes += as_planned(stored, folder)
+    done = {name: [line.trials[s] for s in line.values] for name, line in lines.items()}
+    notes += [*mixed_rows(sweep, done), *as_planned(stored, folder)]
     facts = facts_of(study, sweep, used)
     return Results(study.study_name, sweep, lines, used, comparisons, notes, facts, folder)
 

@@ -164,6 +164,13 @@ def test_rows_that_end_the_same_are_warned_of(sweep, tmp_path):
     assert note.startswith("Warning: a and b have identical results in every seed.")
 
 
+def test_seeds_of_different_configurations_are_warned_of(sweep, tmp_path):
+    trials = [complete("a", seed, seed / 10, config_hash=f"h{seed // 3}") for seed in (1, 2, 3)]
+    trials += [complete("b", seed, seed / 9, config_hash="h") for seed in (1, 2, 3)]
+    (note,) = found(sweep, trials, tmp_path).notes
+    assert note.startswith("Warning: the seeds of a were trained with 2 different configurations")
+
+
 # In a notebook
 
 
