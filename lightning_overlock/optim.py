@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.adamw import adamw
 
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
@@ -261,3 +263,60 @@ def linear_warmup(step: int, steps: int, factor: float) -> float:
     The schedule itself counts from step 0, as in mmcv's linear warm-up.
     """
     return 1.0 if step >= steps else factor + (1 - factor) * step / steps
+
+
+class Float32AdamW(torch.optim.AdamW):
+    """AdamW for weights in 16 bits, which keeps moments and a copy of the weights in float32.
+
+    In bfloat16 the second moment would never fall: a thousandth of it is less than its last bit.
+    In float16 squared gradients below 6e-8 would be 0. The weights are rounded after each step.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Make a step; `closure` computes gradients and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            states = [self._state_of(weight) for weight in weights]
+            adamw(
+                [state["weight"] for state in states],
+                [weight.grad.float() for weight in weights],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            for weight, state in zip(weights, states, strict=True):
+                weight.copy_(state["weight"])
+        return loss
+
+    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["weight"] = weight.detach().float().clone()
+            state["exp_avg"] = torch.zeros_like(state["weight"])
+            state["exp_avg_sq"] = torch.zeros_like(state["weight"])
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue; torch would round the state to the weights' type."""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for number, saved in state_dict["state"].items():
+            state, device = self.state[weights[number]], weights[number].device
+            for name in saved.keys() - {"step"}:
+                state[name] = saved[name].to(device, torch.float32, copy=True)
+            if "weight" not in state:  # of a run that kept its state in 16 bits
+                state["weight"] = weights[number].detach().float().clone()

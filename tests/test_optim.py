@@ -13,6 +13,7 @@ import lightning_overlock  # noqa: F401 - registers the backbones
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.heads.upernet import UPerHead
 from lightning_overlock.optim import (
+    Float32AdamW,
     dense_parameter_groups,
     linear_warmup,
     parameter_groups,
@@ -280,3 +281,28 @@ def test_warmup_and_drops_are_those_of_torchs_schedulers():
         optimizer.step()
         both.step()
     assert linear_warmup(0, 0, 0.1) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_optimiser_is_that_of_float32(dtype):
+    """Small gradients after a large one: in 16 bits the second moment would never fall."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(64, generator=generator).to(dtype)
+    half, full = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    ours = Float32AdamW([half], lr=1e-4, weight_decay=0.1)
+    reference = torch.optim.AdamW([full], lr=1e-4, weight_decay=0.1)
+    for step in range(300):
+        gradient = torch.randn(64, generator=generator).to(dtype) * (1 if step < 5 else 1e-4)
+        half.grad, full.grad = gradient, gradient.float()
+        ours.step()
+        reference.step()
+        if step == 150:  # continued from a checkpoint
+            state = ours.state_dict()
+            ours = Float32AdamW([half], lr=1e-4, weight_decay=0.1)
+            ours.load_state_dict(state)
+    found, expected = ours.state[half], reference.state[full]
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(found[name], expected[name])
+    torch.testing.assert_close(found["weight"], full.detach())
+    assert half.dtype == dtype
+    assert torch.equal(half.detach(), found["weight"].to(dtype))

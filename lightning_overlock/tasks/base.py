@@ -22,6 +22,7 @@ from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
 from lightning_overlock.optim import (
     REFERENCE_BATCH,
+    Float32AdamW,
     Schedule,
     dense_parameter_groups,
     images_per_step,
@@ -270,10 +271,13 @@ class BaseTask(LightningModule):
             if self.features
             else parameter_groups(self.model, **decay)
         )
+        options: dict[str, Any] = {"lr": peak, "betas": tuple(hparams["betas"])}
+        if trainer.precision in {"bf16-true", "16-true"}:
+            return Float32AdamW(groups, **options)
         # One kernel for all parameters, but in mixed precision: there, with gradient clipping,
         # some Lightning releases refuse it and some clip nothing.
         fused = self.device.type in ("cpu", "cuda") and not trainer.precision.endswith("mixed")
-        return torch.optim.AdamW(groups, lr=peak, betas=tuple(hparams["betas"]), fused=fused)
+        return torch.optim.AdamW(groups, **options, fused=fused)
 
     # Initial weights
 
