@@ -46,10 +46,9 @@ class BaseTask(LightningModule):
     clipped by the trainer (`gradient_clip_val`), batch norms synchronised by it
     (`sync_batchnorm`).
 
-    At the end of a run of a network with batch norms, `val_bn/NAME_running` and
-    `val_bn/NAME_reestimated` are logged, where NAME is that of the monitored metric: with the
-    running statistics of the training and with those of the final weights (`reestimate_bn`, or 20
-    batches without). Where they differ by more than noise, the run says so.
+    At the end of a run with batch norms the monitored metric is logged twice: with training's
+    running statistics as `val_bn/NAME_running`, with those of the final weights as
+    `val_bn/NAME_reestimated`. Where they differ by more than noise, the run says so.
 
     Args:
         class_names: Names of the classes; linked from the data.
@@ -229,8 +228,8 @@ class BaseTask(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW and settle the lengths of the schedule.
 
-        The schedule needs no scheduler object: its value is set at the start of every batch from
-        the step alone, so a run resumed with other `max_epochs` follows the new length at once.
+        The schedule needs no scheduler object: its value is set from the step alone, so a run
+        resumed with other `max_epochs` follows the new length at once.
         """
         trainer = self.trainer
         # Where max_steps alone ends the run, nothing else has counted the batches by now.
@@ -292,10 +291,8 @@ class BaseTask(LightningModule):
         """
         if self._weights_pending:
             self._weights_pending = False
-            arguments = self.hparams["backbone_args"] or {}
-            start_from(
-                self.model, self.backbone, arguments, self.hparams["init_from"], self.features
-            )
+            arguments, path = self.hparams["backbone_args"] or {}, self.hparams["init_from"]
+            start_from(self.model, self.backbone, arguments, path, self.features)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; training goes on with its own statistics."""
@@ -370,8 +367,7 @@ class BaseTask(LightningModule):
         """Run the network as an evaluation does, on a training batch."""
         self(batch[0])
 
-    # Counts start at zero in the hook before an evaluation and not after it: tensors made in the
-    # inference mode of `validate` cannot be added to in `fit`.
+    # Counts start at zero before an evaluation: what `validate` has made cannot be added to.
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""

@@ -195,7 +195,7 @@ def _averaging(task: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     task.eval()
     for norm in norms:
         norm.training = True
-        norm.momentum = None  # type: ignore[assignment]  # the cumulative average
+        norm.momentum = None  # the cumulative average
         assert norm.num_batches_tracked is not None
         # At the first batch the average is this batch; what was there has no part in it.
         norm.num_batches_tracked.zero_()

@@ -3,6 +3,7 @@
 import copy
 import csv
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lightning_overlock.cli.main import main
 from lightning_overlock.data import DigitsDataModule
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.tasks import ClassificationTask
-from lightning_overlock.tasks.batch_norm import TRAINING_STATISTICS, noise
+from lightning_overlock.tasks.batch_norm import TRAINING_STATISTICS, _mean_over_processes, noise
 
 BATCHES = 2
 
@@ -205,6 +206,18 @@ def test_the_quickstart_reports_what_its_checkpoints_score_and_both_kinds_agree(
     reported = float(last["val/top1"])
     assert reported == float(last["val_bn/top1_reestimated"])
     assert float(last["val_bn/top1_running"]) == pytest.approx(reported, abs=0.005)
+
+
+def test_over_several_processes_the_mean_is_taken_of_every_statistic():
+    def reduce(value, reduce_op):  # another process has found twice as much
+        assert reduce_op == "mean"
+        return (value + 2 * value) / 2
+
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    found = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([4.0], dtype=torch.bfloat16)}
+    mean = _mean_over_processes(SimpleNamespace(trainer=trainer), found)
+    assert mean["a"].tolist() == [1.5, 3.0]
+    assert (mean["b"].item(), mean["b"].dtype) == (6.0, torch.bfloat16)
 
 
 def test_noise_is_half_a_point_or_two_standard_errors():
