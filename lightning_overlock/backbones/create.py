@@ -39,7 +39,15 @@ def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.M
     check_ranges("model.backbone_args", arguments, rates)
     try:
         return timm.create_model(name, **(arguments | kwargs))
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if "pretrained tag" in str(error):
+            known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+            raise InputError(
+                f"timm has no weights '{name}'.{did_you_mean(name, known)}\n"
+                f"expected one of {', '.join(known) or 'none: there are no weights of it'}"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
         if not arguments or kwargs.get("pretrained"):
             raise
         raise InputError(

@@ -49,12 +49,33 @@ def start_from(
             else _load_dense(model, features, weights)
         )
     except Exception as error:  # of many libraries: file, network, hub, state dict
+        if "No pretrained weights exist" in str(error):
+            raise InputError(
+                f"timm has no weights for {backbone}\nexpected model.init_from FILE, or a backbone "
+                "of timm.list_pretrained()"
+            ) from error
+        if weights is None and _is_unreachable(error):
+            raise InputError(
+                f"{source} cannot be fetched: their server is not reached "
+                f"({type(error).__name__})\nexpected a connection, or model.init_from FILE"
+            ) from error
         raise InputError(
             f"{source} does not give the weights of {backbone}\n{_load_error_summary(error)}"
         ) from error
     rank_zero_info(f"Initial weights: {source}")
     for line in log:
         rank_zero_info(line)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Tell whether a download failed because there is no connection; each library has its own."""
+    words = ("Connect", "URLError", "Timeout", "Offline", "LocalEntryNotFound", "Proxy", "gaierror")
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(word in kind.__name__ for kind in type(cause).__mro__ for word in words):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _given_weights(
