@@ -87,8 +87,7 @@ class BaseTask(LightningModule):
 
     # timm's models share more than nn.Module has, but no type.
     model: Any
-    # By stage, "val" and "test": a ModuleDict of torchmetrics' where a task has such.
-    metrics: Any
+    metrics: Any  # by stage, "val" and "test"
     monitor: str
     monitor_mode: Literal["min", "max"] = "max"
     # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
@@ -313,11 +312,7 @@ class BaseTask(LightningModule):
             data.load_prediction_state(checkpoint["data"])
 
     def setup(self, stage: str) -> None:
-        """Refuse images with other channels than the network's, before anything is computed.
-
-        Raises:
-            InputError: The data say that theirs are others.
-        """
+        """Refuse images with other channels than the network's, before anything is computed."""
         found = getattr(getattr(self.trainer, "datamodule", None), "channels", None)
         taken = input_channels(self.timm_model)
         if None not in (found, taken) and found != taken:
@@ -366,8 +361,6 @@ class BaseTask(LightningModule):
     def pass_for_statistics(self, batch: Any) -> None:
         """Run the network as an evaluation does, on a training batch."""
         self(batch[0])
-
-    # Counts start at zero before an evaluation: what `validate` has made cannot be added to.
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""
