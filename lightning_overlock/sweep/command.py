@@ -4,17 +4,13 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
-from optuna.trial import TrialState
-from rich.console import Console
-from rich.table import Table
 
 from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.sweep.agreement import changed_rows, compare_settings
-from lightning_overlock.sweep.live import clock
-from lightning_overlock.sweep.read import read, shipped
+from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.show import print_list, print_status, show_study
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.storage import open_storage
 from lightning_overlock.sweep.study import Study
@@ -111,12 +107,12 @@ def main(arguments: list[str], build: "Build") -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
     if args.action == "list":
-        _print_list(runs)
+        print_list(runs)
         return 0
     if args.file is None:
         raise InputError(f"sweep {args.action}: FILE is missing.\nExpected a sweep or a study.")
     if args.action in {"report", "best"}:
-        return _show(args, runs)
+        return show_study(args, runs)
     sweep = read(args.file, args.profile, args.set)
     sweep = _with_seeds(sweep, args.seeds)
     only = _only(sweep, args.only)
@@ -136,20 +132,27 @@ def main(arguments: list[str], build: "Build") -> int:
     url = args.storage or _own_database(folder, create=args.action == "run")
     study = Study(sweep, open_storage(url), name, create=args.action == "run")
     if args.action == "status":
-        _print_status(study, folder)
+        print_status(study, folder)
         return 0
     if args.action == "table":
         _write(study, folder)
         return 0
+    return _train(args, study, folder, only, build)
+
+
+def _train(
+    args: argparse.Namespace, study: Study, folder: Path, only: list[str] | None, build: "Build"
+) -> int:
+    """Run what is due, then measure costs and write the table."""
     study.reconcile()
     folder.mkdir(parents=True, exist_ok=True)
     from lightning_overlock.sweep.runner import Runner
 
     devices = _devices(args.devices, args.workers)
     runner = Runner(
-        sweep,
+        study.sweep,
         study.storage,
-        name,
+        study.name,
         folder,
         workers=args.workers or len(devices) or 1,
         devices=devices,
@@ -166,44 +169,6 @@ def main(arguments: list[str], build: "Build") -> int:
     if args.action == "run":
         _finish(study, build, folder)
     return 0 if study.is_complete(only) else 1
-
-
-def _show(args: argparse.Namespace, runs: Path) -> int:
-    """Write a study's report, or print its best trial; the sweep file is not needed."""
-    from lightning_overlock.sweep.notebook import load
-    from lightning_overlock.sweep.report import write_report
-    from lightning_overlock.sweep.trials import metric_of
-
-    name = args.name or (Path(args.file).stem if Path(args.file).suffix else args.file)
-    results = load(name, runs, args.storage).results
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if args.action == "report":
-        path = (args.output or results.folder) / "report.html"
-        write_report(results, path)
-        console.print(str(path))
-        return 0
-    complete = [trial for trial in results.frozen if metric_of(trial) is not None]
-    if not complete:
-        raise InputError(f"{results.name}: no trial is complete yet.")
-    find = max if results.sweep.direction == "maximize" else min
-    best = find(complete, key=lambda trial: metric_of(trial) or 0.0)
-    marks = best.user_attrs
-    console.print(f"{marks['folder']}: {results.metric} {results.text(metric_of(best) or 0.0)}")
-    console.print(marks.get("command", ""))
-    if marks.get("checkpoint"):
-        console.print(str(results.folder / marks["checkpoint"]))
-    return 0
-
-
-def _print_list(runs: Path) -> None:
-    """Print the shipped sweeps and the studies below a folder."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print("shipped sweeps:")
-    for name, path in shipped().items():
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
-        console.print(f"  {name:22} {first}")
-    studies = sorted(path.parent.name for path in runs.glob("*/study.db"))
-    console.print(f"studies in {runs}: {', '.join(studies) or 'none'}")
 
 
 def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:
@@ -305,40 +270,3 @@ def _devices(typed: str | None, workers: int | None) -> list[str]:
                 f"Expected different numbers below {count}, the number of GPUs here."
             )
     return [names[int(word)] for word in found]
-
-
-def _print_status(study: Study, folder: Path) -> None:
-    console = Console(highlight=False, markup=False)
-    stored = study.optuna.user_attrs.get("sweep")
-    if stored is not None:
-        compare_settings(study.sweep, stored, study.name)
-        for key, old, new in changed_rows(study.sweep, stored, study.trials()).values():
-            console.print(f"{key}: the file now says {new}, but it was trained with {old}.")
-    table = Table(box=None, pad_edge=False)
-    for column in ("trial", "state", "epochs", study.sweep.metric, "time", "tries", ""):
-        table.add_column(column, justify="left" if column in {"trial", "state", ""} else "right")
-    failed = []
-    for name, trial in study.states().items():
-        attributes: dict[str, Any] = trial.user_attrs if trial is not None else {}
-        value = attributes.get("value")
-        error = attributes.get("error", "").splitlines()
-        if trial is not None and trial.state == TrialState.FAIL and error:
-            failed.append((name, attributes))
-        reported = trial.intermediate_values if trial is not None else {}
-        table.add_row(
-            name,
-            "missing" if trial is None else trial.state.name.lower(),
-            str(attributes.get("epochs") or (max(reported) + 1 if reported else "")),
-            "" if value is None else f"{value:.4g}",
-            clock(attributes.get("seconds")),
-            str(attributes.get("attempts", "")),
-            error[0][:80] if error else "",
-        )
-    console.print(table)
-    for name, attributes in failed:
-        console.print(f"\n{name} failed: {folder / attributes.get('log', name + '.log')}")
-        for line in attributes["error"].splitlines()[:1] + attributes["error"].splitlines()[-6:]:
-            console.print(f"  {line}", soft_wrap=True)
-        if attributes.get("repeats"):
-            console.print("  It would fail in the same way again: `run --retry-failed` tries.")
-    console.print(study.summary())
