@@ -125,7 +125,7 @@ def test_configurations_combine_and_options_win_wherever_they_stand(capsys):
     assert config["seed_everything"] == 7
     assert config["trainer"]["max_epochs"] == 9
     assert config["model"]["init_args"]["lr"] == 0.5
-    assert config["model"]["init_args"]["backbone"] == "overlock_xxt"
+    assert config["model"]["init_args"]["backbone"] == "overlock_nano"
     assert config["name"] == "quickstart-mine"
 
 
@@ -352,7 +352,7 @@ def test_options_that_change_nothing_trained_apply(trained, tmp_path, monkeypatc
 
 CONTRADICTIONS = [
     (["--model.backbone", "resnet18"], "--model.backbone: found resnet18", "test_overlock"),
-    (["--model.lr", "0.5"], "--model.lr: found 0.5", "0.001"),
+    (["--model.lr", "0.5"], "--model.lr: found 0.5", "0.002"),
     (["--model.backbone_args.gate", "false"], "--model.backbone_args: found {'gate': F", "None"),
 ]
 
@@ -369,10 +369,10 @@ def test_options_that_contradict_the_checkpoint_are_refused(
 
 
 def test_a_checkpoint_of_another_run_does_not_continue_this_one(trained, capsys):
-    """The shipped configuration asks for overlock_xxt."""
+    """The shipped configuration asks for overlock_nano."""
     path = trained / "checkpoints/last.ckpt"
     lines = answer(capsys, "fit", "--config=quickstart", "--ckpt_path", str(path))
-    assert lines[0].startswith("--model.backbone: found overlock_xxt, but the checkpoint ")
+    assert lines[0].startswith("--model.backbone: found overlock_nano, but the checkpoint ")
     assert lines[0].endswith(" was trained with test_overlock.")
 
 
