@@ -81,18 +81,18 @@ def draw(
         _place(random, canvases, quadrant, glyphs_here * filled[:, quadrant, None, None])
         for _ in range(debris):
             _place(random, canvases, quadrant, STROKES[random.integers(4, size=count)])
-    quadrant = order[:, 0]
+    meant = order[:, 0]
     # The other sites show any of the three other strokes.
-    others = (quadrant[:, None] + random.integers(1, 4, size=(count, len(SITES)))) % 4
-    others[:, :votes] = quadrant[:, None]
+    others = (meant[:, None] + random.integers(1, 4, size=(count, len(SITES)))) % 4
+    others[:, :votes] = meant[:, None]
     strokes = random.permuted(others, axis=1)
     for site, (row, column) in enumerate(SITES):
         shift = random.integers(-1, 2, size=(2, count))
         corner = np.array([row, column])[:, None] - STROKE // 2 + shift
         corner = corner.clip(0, CANVAS - STROKE)
         stamp(canvases, STROKES[strokes[:, site]], *corner)
-    labels = shown[np.arange(count), quadrant]
-    return Drawn(canvases[:, None], labels, {"quadrant": quadrant})
+    labels = shown[np.arange(count), meant]
+    return Drawn(canvases[:, None], labels, {"quadrant": meant})
 
 
 def _place(

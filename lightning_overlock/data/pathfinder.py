@@ -101,7 +101,7 @@ def _distractors(
     return (
         np.take_along_axis(centres, chosen[..., None], axis=2)[:, :, 0],
         np.take_along_axis(directions, chosen, axis=2)[:, :, 0],
-        good.any(axis=2),
+        np.asarray(good.any(axis=2)),
     )
 
 
