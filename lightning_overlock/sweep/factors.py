@@ -74,7 +74,8 @@ def effects(sweep: Sweep, values: Mapping[str, Mapping[int, float]]) -> list[Eff
     else:
         return []
     total = float(((metric - metric.mean()) ** 2).sum())
-    found, place = [], sum(part.shape[1] for part in fixed)
+    result: list[Effect] = []
+    place = sum(part.shape[1] for part in fixed)
     for name, columns in chosen.items():
         width = columns.shape[1]
         rows_of = np.eye(design.shape[1])[place : place + width]
@@ -82,7 +83,7 @@ def effects(sweep: Sweep, values: Mapping[str, Mapping[int, float]]) -> list[Eff
         one = width == 1 and " x " not in name
         low, high = model.conf_int()[place]
         used = [v for v in sweep.factors.get(name, {}) if _used(sweep, rows, name, v)]
-        found.append(
+        result.append(
             Effect(
                 name,
                 f"{used[0]} less {used[1]}" if one else "",
@@ -94,7 +95,7 @@ def effects(sweep: Sweep, values: Mapping[str, Mapping[int, float]]) -> list[Eff
             )
         )
         place += width
-    return found
+    return result
 
 
 def _used(sweep: Sweep, rows: list[str], factor: str, level: str) -> bool:
