@@ -78,8 +78,9 @@ def size(variant: str, **ideas: Any) -> Size:
         >>> f"{found.paper_params / 1e6:.2f} M, {found.paper_macs / 1e9:.2f} G"
         '4.31 M, 0.69 G'
     """
-    model: nn.Module = getattr(convneur, variant)(**ideas)
-    image = torch.zeros(1, 3, 224, 224)
+    with torch.device("meta"):  # counted, not computed
+        model: nn.Module = getattr(convneur, variant)(**ideas)
+        image = torch.zeros(1, 3, 224, 224)
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
     params = sum(p.numel() for p in model.parameters())
     fast = sum(w.numel() for m in memories for w in (*m.memory, m.gamma))
