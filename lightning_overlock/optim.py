@@ -273,7 +273,7 @@ class Float32AdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Make a step; `closure` computes gradients and returns the loss."""
         loss = None
         if closure is not None:

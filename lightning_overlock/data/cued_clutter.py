@@ -86,9 +86,9 @@ def draw(
     others = (meant[:, None] + random.integers(1, 4, size=(count, len(SITES)))) % 4
     others[:, :votes] = meant[:, None]
     strokes = random.permuted(others, axis=1)
-    for site, (row, column) in enumerate(SITES):
+    for site, (top, left) in enumerate(SITES):
         shift = random.integers(-1, 2, size=(2, count))
-        corner = np.array([row, column])[:, None] - STROKE // 2 + shift
+        corner = np.array([top, left])[:, None] - STROKE // 2 + shift
         corner = corner.clip(0, CANVAS - STROKE)
         stamp(canvases, STROKES[strokes[:, site]], *corner)
     labels = shown[np.arange(count), meant]

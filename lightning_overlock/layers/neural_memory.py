@@ -14,6 +14,7 @@ from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers.shapes import map_size
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
+from lightning_overlock.ops.tracing import is_tracing
 
 Scan = Literal["raster", "bidirectional", "whole", "shuffled"]
 Write = Literal["descent", "none", "ascent"]
@@ -171,14 +172,14 @@ class NeuralMemory(nn.Module):
             if choice not in known:
                 raise ConfigError(f"{name} must be one of {known}, found {choice!r}")
         if write == "none":
-            for name, value, default in (
+            for name, option, default in (
                 ("scan", scan, "raster"),
                 ("readout_from", readout_from, "query"),
                 ("eval_chunk_size", eval_chunk_size, None),
             ):
-                if value != default:
+                if option != default:
                     raise ConfigError(
-                        f"{name}={value!r} needs a memory that is written, found write='none'"
+                        f"{name}={option!r} needs a memory that is written, found write='none'"
                     )
         written = write != "none"
         self.dim = dim
@@ -276,7 +277,7 @@ class NeuralMemory(nn.Module):
         read, memory = neural_memory(queries, **options)
         # A sum over the final memory, as what is not finite stays so from chunk to chunk, and over
         # the read-outs; on a GPU it waits for them.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or read.is_meta
+        traced = torch.compiler.is_compiling() or is_tracing() or read.is_meta
         if not traced and not _finite((*memory, read)):
             raise FloatingPointError(self._diagnosis(queries, options))
         if self.write != "none" and self.surprise_tap.wanted:
@@ -373,7 +374,7 @@ class NeuralMemory(nn.Module):
     def _summary(self, tokens: Tensor, length: int) -> Tensor:
         """(B, W, D) to (B, T, D): one vector per chunk, the last of which may be shorter."""
         batch, count, dim = tokens.shape
-        if torch.jit.is_tracing():
+        if is_tracing():
             count = int(count)
         whole = count // length
         pieces = [tokens[:, : whole * length].reshape(batch, whole, length, dim)]

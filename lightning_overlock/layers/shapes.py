@@ -3,10 +3,11 @@
 `torch.fx` meets comparisons of sizes inside functions that timm's tracer takes whole.
 """
 
-import torch
 from timm.models import register_notrace_function
 from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_overlock.ops.tracing import is_tracing
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
@@ -15,7 +16,7 @@ def map_size(x: Tensor) -> tuple[int, int]:
     There sizes are tensors, with which one cannot choose or cut; a traced network is for one size.
     """
     height, width = x.shape[-2:]
-    return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
+    return (int(height), int(width)) if is_tracing() else (height, width)
 
 
 def require_size(x: Tensor, least: int, name: str) -> Tensor:

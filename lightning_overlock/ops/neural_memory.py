@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_overlock.ops.tracing import is_tracing
+
 EPSILON = 1e-5  # of the layer norm inside the memory
 
 RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -154,7 +156,7 @@ def neural_memory(
 
 def _plain(sizes: Sequence[int]) -> Sequence[int]:
     """Sizes as numbers under `torch.jit.trace` too, where they are tensors."""
-    return [int(size) for size in sizes] if torch.jit.is_tracing() else sizes
+    return [int(size) for size in sizes] if is_tracing() else sizes
 
 
 def _cuts(first: int, last: int, length: int) -> list[int]:
