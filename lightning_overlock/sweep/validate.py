@@ -100,8 +100,6 @@ def _builds(sweep: Sweep, build: "Build") -> bool:
 
 def _logged(task: "LightningModule") -> list[str]:
     """Return the metrics that a task is known to log in validation; none if it does not tell."""
-    from torchmetrics import MetricCollection
-
-    collections = [m for m in task.modules() if isinstance(m, MetricCollection)]
-    names = [str(name) for c in collections for name in c if str(name).startswith("val/")]
+    metrics: Any = getattr(task, "metrics", {})
+    names = [f"val/{name}" for name in metrics["val"]] if "val" in metrics else []
     return ["val/loss", "train/loss", *names] if names else []

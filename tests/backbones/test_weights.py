@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 
 def test_pretrained_weights_that_do_not_exist_say_so(tmp_path):
-    with pytest.raises(InputError, match="No pretrained weights exist"):
+    with pytest.raises(InputError, match="timm has no weights for test_overlock"):
         loaded(pretrained=True)
     overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "no.pth")}}
     with pytest.raises(InputError, match=r"no checkpoint file .*no\.pth"):

@@ -137,6 +137,7 @@ def test_figures_are_printed_with_their_ratio_to_the_first_row_of_the_size():
     ]
 
 
+@pytest.mark.slow
 def test_models_are_compared_side_by_side(tmp_path, capsys):
     arguments = ["test_overlock", "test_convnext", "--size", "64x96", "--batch-size", "2"]
     files = {"json": tmp_path / "rows.json", "markdown": tmp_path / "rows.md"}
@@ -197,6 +198,7 @@ def test_operations_are_compared_over_sizes(tmp_path):
         assert row["forward ms"] > 0
 
 
+@pytest.mark.slow
 def test_depthwise_convolutions_are_compared_with_branches_and_merged(tmp_path):
     path = tmp_path / "rows.json"
     sizes = ["--depthwise-sizes", "1x4x9x8x7", "1x4x5x5x5"]

@@ -417,7 +417,7 @@ MORE = [
     ("sweep", "sweep"),
     ("sweep start overlock_components", "start"),
     ("sweep run", "sweep"),
-    ("sweep run overlock_components --profile digit", "Did you mean 'digits'?"),
+    ("sweep run overlock_components --profile quickstar", "Did you mean 'quickstart'?"),
     ("sweep run overlock_components --workers 0", "--workers"),
     ("sweep run overlock_components --workers two", "--workers"),
     ("sweep run overlock_components --retries -1", "--retries"),

@@ -51,6 +51,9 @@ def test_every_data_module_of_the_package_is_tried_here_or_has_files_of_its_own(
     ours = {name for name in data.__all__ if issubclass(getattr(data, name), BaseDataModule)}
     assert ours - set(MAKERS) == {
         "CocoDataModule",
+        "CuedClutterDataModule",
         "ImageFolderDataModule",
+        "KeyValueGridDataModule",
+        "PathfinderDataModule",
         "SegmentationFolderDataModule",
     }

@@ -40,7 +40,9 @@ def labels(*sizes, seed=0):
 def evaluation_loader(pictures, wanted, batch_size=2):
     pairs = list(zip(pictures, wanted, strict=True))
     return DataLoader(
-        pairs, batch_size, collate_fn=lambda items: [list(x) for x in zip(*items, strict=True)]
+        pairs,
+        batch_size=batch_size,
+        collate_fn=lambda items: [list(x) for x in zip(*items, strict=True)],
     )
 
 
