@@ -8,17 +8,21 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 
-.PHONY: quickstart test slow test-notebooks check docs oldest wheel-check contract coverage clean
+.PHONY: quickstart test slow long test-notebooks check docs oldest wheel-check contract coverage clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
 	$(BIN)/lightning sweep run overlock_components --profile quickstart --workers 2
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long" --durations=15
 
 slow: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --durations=15
+
+# Kills at random moments, property tests with hundreds of examples, every architecture of timm.
+long: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long --durations=15
 
 test-notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
@@ -34,7 +38,7 @@ docs: .venv/docs
 
 # The oldest releases that pyproject.toml allows, in an environment of their own.
 oldest: .venv-oldest/ready
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -m "not slow and not long"
 
 # The wheel without its checkout: what somebody gets who installs it.
 wheel-check: .venv/ready
@@ -55,7 +59,7 @@ build/contract/ready: .venv/ready
 	touch $@
 
 coverage: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov=lightning_overlock --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long" --cov=lightning_overlock --cov-report=term-missing:skip-covered
 
 .tools/bin/uv:
 	$(PYTHON) -m pip install --quiet --target .tools uv

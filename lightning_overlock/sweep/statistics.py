@@ -100,7 +100,8 @@ def detectable_effect(n: int, comparisons: int = 1) -> float:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the root finder, which goes on in another way
-        return float(TTestPower().solve_power(nobs=n, alpha=LEVEL / comparisons, power=POWER))
+        found = TTestPower().solve_power(nobs=n, alpha=LEVEL / comparisons, power=POWER)
+    return float(np.ravel(found)[0])  # some of its root finders return an array
 
 
 def seeds_needed(effect: float, comparisons: int = 1) -> int:

@@ -197,7 +197,7 @@ def test_a_model_that_declares_no_overview_is_taken_for_none_however_many_maps_i
     assert assert_no_overview(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_architecture_of_timm_is_taken_for_one_with_an_overview():
     names = [name for name in timm.list_models() if "overlock" not in name]
     assert sum(assert_no_overview(name) for name in names) > 100

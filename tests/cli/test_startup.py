@@ -79,6 +79,7 @@ def test_training_imports_neither_optuna_nor_scikit_learn():
         "import lightning_overlock, timm",
         "import timm.layers; from lightning_overlock import errors",
         "from lightning_overlock.models.overlock import OverLoCK; import timm",
+        "from lightning_overlock.layers import ContMix; import timm",
         "from lightning_overlock.cli.main import main; import timm",
     ],
 )

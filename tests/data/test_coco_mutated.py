@@ -238,7 +238,7 @@ def test_a_changed_json_is_read_in_full_or_refused(folder, drawn):
     check(folder, drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=600, **OPTIONS)
 @given(drawn=st.data())
 def test_many_changed_jsons_are_read_in_full_or_refused(folder, drawn):

@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(plan, stops):
     continues_exactly(plan, stops)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(plan=st.sampled_from(PLANS), stops=st.lists(STOPS, min_size=1, max_size=4))
 @settings(max_examples=250, **DRAWN)
 def test_two_hundred_and_fifty_runs_that_were_stopped_end_as_those_that_were_not(plan, stops):

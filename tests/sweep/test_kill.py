@@ -97,7 +97,7 @@ def left_over(runs):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_runners_killed_at_random_moments_end_in_the_table_of_an_undisturbed_run(
     tmp_path, monkeypatch
@@ -137,7 +137,7 @@ def strip(table):
     return [{k: v for k, v in row.items() if k and not k.startswith(clocked)} for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_killed_trial_is_continued_and_ctrl_c_stops_cleanly(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -202,7 +202,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [20, 100])
 def test_however_often_runners_and_trials_are_killed_every_result_is_there_once(

@@ -91,7 +91,7 @@ class Worker:
         self.claim = None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_runners_do_each_row_and_seed_completes_once(data, tmp_path_factory):
