@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 LEVEL = 0.05
 POWER = 0.8
@@ -95,16 +95,10 @@ def detectable_effect(n: int, comparisons: int = 1) -> float:
     Returns:
         The effect in standard deviations of the paired differences.
     """
-    threshold = stats.t.ppf(1 - LEVEL / comparisons / 2, n - 1)
-
-    def missing(effect: float) -> float:
-        shift = effect * math.sqrt(n)
-        other_side = stats.nct.cdf(-threshold, n - 1, shift)
-        # Where next to nothing is on the other side, scipy gives NaN.
-        power = stats.nct.sf(threshold, n - 1, shift) + np.nan_to_num(other_side)
-        return POWER - float(power)
-
-    return float(optimize.brentq(missing, 0, 2 * (threshold + 4) / math.sqrt(n)))
+    threshold = special.stdtrit(n - 1, 1 - LEVEL / comparisons / 2)
+    # The shift of the noncentral t that leaves a fifth below the threshold. What lies below the
+    # other one is nothing by then.
+    return float(special.nctdtrinc(n - 1, 1 - POWER, threshold)) / math.sqrt(n)
 
 
 def seeds_needed(effect: float, comparisons: int = 1) -> int:

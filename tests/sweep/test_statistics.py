@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from lightning_overlock.sweep.statistics import (
@@ -73,6 +74,11 @@ def test_the_effects_are_the_known_ones():
     # In standard deviations of the paired difference; the second line with eight rows.
     assert [round(detectable_effect(n), 1) for n in SEEDS] == [3.3, 1.7, 1.2]
     assert [round(detectable_effect(n, 8), 1) for n in SEEDS] == [9.3, 3.0, 1.7]
+
+
+@pytest.mark.parametrize("n", [3, 5, 8, 73, 500, 5000])
+def test_an_effect_is_found_as_often_as_statsmodels_says(n):
+    assert TTestPower().power(detectable_effect(n), n, 0.05) == pytest.approx(0.8, abs=1e-5)
 
 
 def test_seeds_needed_are_those_whose_effect_is_small_enough():
