@@ -576,13 +576,24 @@ def test_files_may_have_a_mark_be_in_utf_16_or_gzipped(folder, tmp_path, encode)
     [
         b"",
         b"\x1f\x8b",
-        gzip.compress(json.dumps(content()).encode())[:-20],
-        gzip.compress(b"{}") + b"more",
+        gzip.compress(json.dumps(content()).encode(), mtime=0)[:-20],
+        gzip.compress(b"{}", mtime=0) + b"more",
         "{'images': []}".encode("utf-16"),
         '{"categories": "é"}'.encode("latin-1"),
         b"PK\x03\x04",
         b"[" * 100_000,
         b"1" * 5000,
+    ],
+    ids=[
+        "empty",
+        "gzip header alone",
+        "gzip cut off",
+        "gzip and more",
+        "python's quotes",
+        "latin-1",
+        "zip",
+        "deeply nested",
+        "one large number",
     ],
 )
 def test_files_that_are_no_json_are_named(folder, tmp_path, raw):
