@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import threading
 from pathlib import Path
 from types import FrameType
@@ -23,6 +22,7 @@ from lightning_overlock.runs.disk import replace_file, writing
 from lightning_overlock.runs.layout import BEST, LAST, PREVIOUS_BEST
 from lightning_overlock.runs.lock import is_rank_zero
 from lightning_overlock.runs.resume import validation_is_due
+from lightning_overlock.runs.slurm import requeue_job
 
 EARLIER_ARE_GOOD = (
     "Checkpoints already saved are good: make room, then continue with --ckpt_path last."
@@ -79,6 +79,7 @@ class BestAndLast(Checkpoint):
         self._before: dict[str, Any] | None = None
         self._improved = False
         self._signum: int | None = None
+        self._interrupts = 0
         self._requeue = False
         self._handlers: dict[int, Any] = {}
 
@@ -244,8 +245,13 @@ class BestAndLast(Checkpoint):
         self._handlers = {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
+        # A cluster's SIGTERM goes to all processes of a job, and so comes beside the runner's
+        # SIGINT: only who presses Ctrl-C twice is in a hurry.
+        self._interrupts += signum == signal.SIGINT
+        if self._interrupts == 2:
             raise KeyboardInterrupt
+        if self._signum is not None:
+            return
         self._signum = signum
         if is_rank_zero():
             try:
@@ -263,7 +269,7 @@ class BestAndLast(Checkpoint):
             self._save(trainer)
         signum = self._signum or signal.SIGINT
         if self._requeue and signum != signal.SIGINT and trainer.is_global_zero:
-            _requeue_job()
+            requeue_job()
         raise Interrupted(signum)
 
 
@@ -274,13 +280,3 @@ def _is_at_last_step(trainer: Trainer) -> bool:
 
 def _step_of(path: Path) -> int | None:
     return read_progress(path).get("global_step")
-
-
-def _requeue_job() -> None:
-    """Put this SLURM job into the queue again; it continues then by itself."""
-    job = os.environ["SLURM_JOB_ID"]
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], check=False)
-    if done.returncode != 0:
-        print(f"scontrol requeue {job} failed with exit code {done.returncode}.")

@@ -3,12 +3,14 @@
 import argparse
 import os
 import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import InputError, Interrupted, did_you_mean
+from lightning_overlock.runs.slurm import requeue_job
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.show import print_list, print_status, show_study
 from lightning_overlock.sweep.spec import Sweep
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 ACTIONS = {
     "run": "run all rows and seeds that have no result yet, then print the table",
     "worker": "help another machine's `run`: take from its queue until that is empty",
+    "submit": "send a SLURM array job whose tasks are workers",
     "status": "print the state of every row and seed",
     "table": "write the table and figures of what there is so far",
     "plan": "before anything runs: trials, hours, seeds needed; freezes the file",
@@ -82,8 +85,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="ROW,…", help="train these rows only")
     add("--seeds", metavar="6,7", help="seeds to add to the file's")
     add("--difference", type=float, metavar="D", help="of plan: what is to be found (table's unit)")
+    add("--slurm", metavar="OPTIONS", default="", help="of submit: options for sbatch, in quotes")
+    add("--array", type=int, metavar="N", default=1, help="of submit: how many tasks (default: 1)")
+    add("--dry-run", action="store_true", help="of submit: print the job's script, do nothing")
+    # What `submit` tells its workers.
+    add("--failures-before", type=int, default=0, help=argparse.SUPPRESS)
     add("--output", type=Path, metavar="DIR", help="of report: where it goes (the sweep's folder)")
     return parser
+
+
+def _with_slurm_joined(arguments: list[str]) -> list[str]:
+    """Join --slurm and its value, which argparse would take for an option of its own."""
+    words = list(arguments)
+    if "--slurm" in words[:-1]:
+        at = words.index("--slurm")
+        words[at : at + 2] = [f"--slurm={words[at + 1]}"]
+    return words
 
 
 def main(arguments: list[str], build: "Build") -> int:
@@ -99,7 +116,7 @@ def main(arguments: list[str], build: "Build") -> int:
     Raises:
         InputError: A mistake in what was typed, or in the sweep file.
     """
-    args = _parser().parse_args(arguments)
+    args = _parser().parse_args(_with_slurm_joined(arguments))
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: expected 1 or more.")
     if args.retries < 0:
@@ -120,7 +137,7 @@ def main(arguments: list[str], build: "Build") -> int:
     if "/" in name or name in {".", ".."}:
         raise InputError(f"--name {name!r}: expected a plain name, without slashes.")
     folder = runs / name
-    if args.action in {"run", "plan"}:
+    if args.action in {"run", "plan", "submit"}:
         from lightning_overlock.sweep.validate import validate
 
         validate(sweep, build)
@@ -129,6 +146,8 @@ def main(arguments: list[str], build: "Build") -> int:
 
         planning.plan(sweep, name, folder, args.storage, args.difference, build)
         return 0
+    if args.action == "submit":
+        return _submit(args, sweep, name, folder)
     url = args.storage or _own_database(folder, create=args.action == "run")
     study = Study(sweep, open_storage(url), name, create=args.action == "run")
     if args.action == "status":
@@ -138,6 +157,29 @@ def main(arguments: list[str], build: "Build") -> int:
         _write(study, folder)
         return 0
     return _train(args, study, folder, only, build)
+
+
+def _submit(args: argparse.Namespace, sweep: Sweep, name: str, folder: Path) -> int:
+    """Begin the study and submit its workers, or print the script alone."""
+    from lightning_overlock.sweep.submit import job_script, require_sbatch, submit
+
+    script = job_script(args, name, folder, 0)
+    if args.dry_run:
+        print(script, end="")
+        return 0
+    require_sbatch()
+    url = args.storage or _own_database(folder, create=True)
+    study = Study(sweep, open_storage(url), name, create=True)
+    study.reconcile()
+    folder.mkdir(parents=True, exist_ok=True)
+    submit(job_script(args, name, folder, len(study.trials())), folder)
+    if args.storage is None and args.array > 1:
+        print(
+            f"The study is {folder / 'study.db'}, a file: tasks on several machines need a file "
+            "system with working locks, or better PostgreSQL (--storage)."
+        )
+    print("When all have ended, the same with `run` in the place of `submit` writes the table.")
+    return 0
 
 
 def _train(
@@ -159,16 +201,27 @@ def _train(
         request=Request(
             args.retries,
             # A person who starts it again wants failed rows tried again.
-            ignore_failures_before=len(study.trials()) if args.action == "run" else 0,
+            ignore_failures_before=len(study.trials())
+            if args.action == "run"
+            else args.failures_before,
             retry_failed=args.retry_failed,
             only=only,
         ),
         wait_for_others=args.action == "run",
     )
-    runner.run()
+    try:
+        runner.run()
+    except Interrupted as stop:
+        # The end of a SLURM job's time; whoever stops it otherwise does not want it again.
+        if stop.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+            requeue_job()
+        raise
     if args.action == "run":
         _finish(study, build, folder)
-    return 0 if study.is_complete(only) else 1
+        return 0 if study.is_complete(only) else 1
+    # Others may still be training.
+    failed = [t for t in study.states().values() if t and t.state == optuna.trial.TrialState.FAIL]
+    return 1 if failed else 0
 
 
 def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:

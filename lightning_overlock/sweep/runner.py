@@ -32,6 +32,9 @@ from lightning_overlock.sweep.trials import Request
 POLL_SECONDS = 1.0
 QUEUE_SECONDS = 2.0
 
+# Ctrl-C, a kill, and SLURM's notice that a job's time is nearly over.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Runner:
     """Takes trials from a study until none is left.
@@ -88,7 +91,7 @@ class Runner:
         """Run until nothing is left to do.
 
         Raises:
-            Interrupted: By Ctrl-C or SIGTERM, after the trials have saved their state.
+            Interrupted: By Ctrl-C, SIGTERM or SIGUSR1, after the trials have saved their state.
         """
         with self._view, self._signals(), ThreadPoolExecutor(self.workers) as pool:
             workers = [pool.submit(self._work, index) for index in range(self.workers)]
@@ -100,10 +103,12 @@ class Runner:
                     break
                 if any(worker.exception() for worker in done) and not self._stop.is_set():
                     self._stop_trials(at_once=False)
-                if len(self._received) > obeyed:
-                    self._view.say("Stopping; each trial saves its state. Once more stops at once.")
-                    self._stop_trials(at_once=obeyed > 0)
-                    obeyed = len(self._received)
+                if self._received and not obeyed:
+                    self._view.say("Stopping; each trial saves its state. Ctrl-C stops at once.")
+                    self._stop_trials(at_once=False)
+                elif signal.SIGINT in self._received[obeyed:]:
+                    self._stop_trials(at_once=True)
+                obeyed = len(self._received)
         for worker in workers:
             worker.result()
         if self._received:
@@ -116,7 +121,7 @@ class Runner:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note Ctrl-C and SIGTERM, to be passed on to the trials."""
+        """Note what asks to stop, to be passed on to the trials."""
 
         def note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
             self._received.append(signum)
@@ -124,7 +129,7 @@ class Runner:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in STOPS}
         try:
             yield
         finally:
@@ -241,7 +246,8 @@ class Runner:
                     follow.report(process)
                 else:
                     follow.beat()
-            if code != 0 and self._stop.is_set():
+            # A cluster's SIGTERM may reach the trial before this thread hears of it.
+            if code != 0 and (self._stop.is_set() or self._received):
                 raise TrialEnded("interrupted")
             if code != 0:
                 raise TrialFailed(process.failure(code), repeats=code == INPUT_ERROR)

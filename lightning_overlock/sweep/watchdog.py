@@ -23,8 +23,10 @@ def main(command: list[str]) -> int:
         if child is not None:
             child.send_signal(signum)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+    signal.signal(signal.SIGINT, forward)
+    # A cluster tells all processes of a job, and so the command itself.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     threading.Thread(target=_watch, daemon=True).start()
     code = child.wait()
