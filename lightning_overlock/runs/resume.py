@@ -218,6 +218,10 @@ class ExactResume(Callback):
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter)
         self._checkpoint = {}
+        trained = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if trained == trainer.num_training_batches and not validation_is_due(trainer):
+            # Lightning looks for this, and would train a batch more than the epoch has.
+            trainer.fit_loop.epoch_loop.val_loop._has_run = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -255,6 +259,7 @@ class ExactResume(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the sums up if the epoch had no more batches."""
         self._put_back(trainer)
+        trainer.fit_loop.epoch_loop.on_iteration_done()  # so that the next one starts at 0
         self._logged = dict(trainer._logger_connector._callback_metrics)
 
     def _stop_after_step(self, trainer: Trainer) -> None:

@@ -19,6 +19,7 @@ from lightning_overlock.runs.metrics_file import ALL_OF_TRAINING, read_curve
 from lightning_overlock.runs.recording import MetricsFile
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.tasks import ClassificationTask
+from lightning_overlock.tasks.batch_norm import TRAINING_STATISTICS
 
 
 class Noise:
@@ -70,6 +71,21 @@ class Plan:
     every: int | None = 1
     decay: float | None = 0.8
     max_steps: int = -1
+    limit: int | None = None  # batches of an epoch
+    reestimate: int = 0
+    precision: str = "32-true"
+
+    @property
+    def epoch(self):
+        """Batches of an epoch."""
+        return self.limit or self.batches
+
+    @property
+    def total(self):
+        """Batches of the run."""
+        epochs, steps = divmod(self.max_steps, -(-self.epoch // self.accumulate))
+        by_steps = epochs * self.epoch + steps * self.accumulate
+        return self.epochs * self.epoch if self.max_steps < 0 else by_steps
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ class Stop:
     """How a part of a run ends.
 
     `at` counts, by `kind`, the batches of all epochs, those of this part's validations, the saves
-    of this part, optimiser steps, epochs, or the batches of the epoch in hand.
+    of this part, optimiser steps (also of a part with another interval between validations),
+    epochs, or the batches of the epoch in hand.
     """
 
     kind: str
@@ -147,22 +164,24 @@ def train(folder, plan, stop=Stop("none", 0), seed=1, **changes):
     options = {
         "max_epochs": plan.epochs,
         "max_steps": plan.max_steps,
-        "limit_train_batches": None,
+        "limit_train_batches": plan.limit,
         "accumulate_grad_batches": plan.accumulate,
         "val_check_interval": plan.interval,
         "check_val_every_n_epoch": plan.every,
     }
     epoch = load(folder / LAST)["position"]["epoch"] if (folder / LAST).is_file() else 0
-    if stop.kind == "steps":
+    if stop.kind in {"steps", "interval"}:
         options["max_steps"] = stop.at if plan.max_steps < 0 else min(stop.at, plan.max_steps)
+        if stop.kind == "interval":  # a part that validates after every batch
+            options["val_check_interval"] = 1
     elif stop.kind == "epochs":
         options["max_epochs"] = max(stop.at, epoch + 1)
     elif stop.kind == "limit":  # the epoch in hand ends after so many batches, and with it the part
         # A step is made at the end; amid accumulated batches the other run has none.
-        limit = min(max(stop.at // plan.accumulate, 1) * plan.accumulate, plan.batches)
+        limit = min(max(stop.at // plan.accumulate, 1) * plan.accumulate, plan.epoch)
         options["max_epochs"], options["limit_train_batches"] = epoch + 1, limit
         # A share of the epoch, or more batches than it has now, would be other batches.
-        interval = int(plan.batches * plan.interval) if plan.interval == 0.5 else plan.interval
+        interval = int(plan.epoch * plan.interval) if plan.interval == 0.5 else plan.interval
         fits = plan.every is None or interval == 1.0 or interval <= limit
         options["val_check_interval"] = interval if fits else 1.0
     torch.manual_seed(0)
@@ -174,12 +193,13 @@ def train(folder, plan, stop=Stop("none", 0), seed=1, **changes):
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=1,
+        precision=plan.precision,
         default_root_dir=folder,
         callbacks=[EMA(plan.decay), Stopper(stop), MetricsFile(folder), saving],
         **options,
         **changes,
     )
-    model = Task(class_names=data.class_names, lr=0.05, min_lr=0.05)
+    model = Task(class_names=data.class_names, lr=0.05, min_lr=0.05, reestimate_bn=plan.reestimate)
     last = folder / LAST
     path = str(last) if last.is_file() else None
     with contextlib.suppress(Killed, Interrupted):
@@ -209,8 +229,8 @@ def result(folder):
             found[name] = None
             continue
         content = load(folder / path)
-        keys = ["state_dict", "current_model_state", "optimizer_states", "global_step", "epoch"]
-        found[name] = {key: content.get(key) for key in keys}
+        keys = ("state_dict", "current_model_state", TRAINING_STATISTICS, "optimizer_states")
+        found[name] = {key: content.get(key) for key in (*keys, "global_step", "epoch")}
         found[name]["position"] = content["position"] if name == "last" else None
         callbacks = content["callbacks"]
         found[name]["ema"] = callbacks.get("EMA")
@@ -219,6 +239,12 @@ def result(folder):
     assert not list(folder.glob("**/*.part"))
     assert (folder / METRICS).is_file()
     return found
+
+
+def of_training(found):
+    """Return what does not depend on when a run was evaluated."""
+    of_validations = {"score", "best step", "position"}
+    return {name: value for name, value in found["last"].items() if name not in of_validations}
 
 
 def differences(found, expected, where=""):
