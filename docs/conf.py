@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import lightning_overlock
 
 project = "lightning_overlock"
@@ -18,20 +20,23 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "lightning_overlock"
-html_static_path = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 templates_path = []
 exclude_patterns = []
 
 # The notebooks lie beside the package, Sphinx reads what lies in docs: they are copied anew at
 # every build, with the outputs that are stored in them. Nothing is trained here.
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"  # tables among the outputs
 _here = Path(__file__).parent
 _notebooks = _here / "notebooks"
 shutil.rmtree(_notebooks, ignore_errors=True)
 shutil.copytree(_here.parent / "notebooks", _notebooks)
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+# Quotes and ellipses; dashes would make another option of --profile.
+smartquotes_action = "qe"
 
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
@@ -42,3 +47,12 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Types of other projects have no pages here; nothing is fetched to look for them.
 nitpicky = False
+
+
+def setup(app: Sphinx) -> None:
+    """Links to notebooks, which are right in the checkout, lead to their pages."""
+
+    def link_pages(_app: Sphinx, _page: str, source: list[str]) -> None:
+        source[0] = source[0].replace("](../notebooks/", "](notebooks/")
+
+    app.connect("source-read", link_pages)

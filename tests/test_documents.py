@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from parity import fill
 from PIL import Image
 from tasks.coco_layout import write_layout
 
+from lightning_overlock.bench.options import read_options
 from lightning_overlock.cli.main import main
+from lightning_overlock.cli.request import read_request
+from lightning_overlock.sweep import command as sweep_command
+from lightning_overlock.sweep.read import read
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -63,9 +68,20 @@ def blocks(language, page):
 
 def commands():
     """Each command once, those of the README first."""
-    lines = [line for page in PAGES for block in blocks("sh", page) for line in block.splitlines()]
+    shown = [block.replace("\\\n", " ") for page in PAGES for block in blocks("sh", page)]
+    lines = [line for block in shown for line in block.splitlines()]
     typed = [line.partition("#")[0].strip() for line in lines if line.startswith("lightning ")]
     return list(dict.fromkeys(typed))
+
+
+def mentioned():
+    """Commands amid a sentence or in blocks of text: they need a GPU, a queue or hours."""
+    found = []
+    for page in PAGES:
+        found += re.findall(r"`(lightning [\w-]+ [^`\n]+)`", page.read_text())
+        lines = [line for block in blocks("text", page) for line in block.splitlines()]
+        found += [line for line in lines if line.startswith("lightning ")]
+    return sorted({command for command in found if not re.search(r"\b(FILE|NAME)\b", command)})
 
 
 def smaller(words):
@@ -165,6 +181,23 @@ def test_every_command_runs_in_the_order_of_the_pages(workplace, capsys):
     assert "auxiliary loss" in (runs / "overlock_components-mini/table.md").read_text()
 
 
+@pytest.mark.parametrize("command", mentioned())
+def test_commands_that_are_only_mentioned_are_read(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(command)[1:]
+    if name == "sweep" and words[0] in sweep_command.ACTIONS:
+        if "./gate.yaml" in words:
+            (yaml,) = blocks("yaml", ROOT / "docs" / "sweeps.md")
+            Path("gate.yaml").write_text(yaml)
+        options = sweep_command._parser().parse_args(words)
+        assert options.file is None or read(options.file, options.profile, options.set).rows
+    elif name == "bench":
+        with pytest.raises(SystemExit) if "--help" in words else nullcontext():
+            read_options(words)
+    else:
+        read_request(name, words)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks("python", page)], ids=lambda page: page.name
 )
@@ -190,6 +223,7 @@ def test_the_readme_has_at_most_200_lines():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose):
         if "://" not in link:
             assert (page.parent / link).exists(), link
