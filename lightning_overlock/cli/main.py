@@ -26,7 +26,7 @@ commands:
   configs   list the shipped configurations, one line each
   bench     compare models: parameters, multiply-adds, time, memory
   sweep     train the rows of a sweep file, print the table:
-            lightning sweep run|status|table|worker FILE   (lightning sweep --help)
+            lightning sweep run|status|table|report|… FILE   (lightning sweep --help)
 
 options of fit, validate, test and predict:
   -c, --config NAME|FILE  a shipped configuration, or a YAML file (with a suffix or a slash);

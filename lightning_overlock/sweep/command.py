@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import optuna
 
 from lightning_overlock.errors import InputError, Interrupted, did_you_mean
 from lightning_overlock.runs.slurm import requeue_job
+from lightning_overlock.sweep.arguments import OF_FILES, parse
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.show import print_list, print_status, show_study
 from lightning_overlock.sweep.spec import Sweep
@@ -20,87 +20,6 @@ from lightning_overlock.sweep.trials import Request
 
 if TYPE_CHECKING:
     from lightning_overlock.sweep.validate import Build
-
-ACTIONS = {
-    "run": "run all rows and seeds that have no result yet, then print the table",
-    "worker": "help another machine's `run`: take from its queue until that is empty",
-    "submit": "send a SLURM array job whose tasks are workers",
-    "status": "print the state of every row and seed",
-    "table": "write the table and figures of what there is so far",
-    "plan": "before anything runs: trials, hours, seeds needed; freezes the file",
-    "report": "write all of a study into one HTML file that opens offline",
-    "best": "print a study's best trial, its command and its checkpoint",
-    "list": "list the shipped sweeps and the studies that were run",
-}
-EXAMPLES = """
-examples:
-  lightning sweep run overlock_components --workers 2
-  lightning sweep run ./mine.yaml --set 'seeds=[1,2,3]' --only full,no_gate
-  lightning sweep report overlock_components-digits --output report"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
-        near = ""
-        if wrong and wrong[1]:
-            near = did_you_mean(wrong[1].partition("=")[0], known)
-        elif wrong:
-            near = did_you_mean(wrong[2], ACTIONS)
-        raise InputError(f"sweep: {message}.{near}\n`lightning sweep --help` lists all options.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lightning sweep",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train the rows of a sweep file with each of its seeds, or search.",
-        epilog="\n".join(f"{name:8}{text}" for name, text in ACTIONS.items()) + "\n" + EXAMPLES,
-    )
-    add = parser.add_argument
-    add("action", choices=ACTIONS, help="see below")
-    add(
-        "file",
-        metavar="FILE",
-        nargs="?",
-        help="a shipped sweep's name, or a YAML file; of report and best a study's name",
-    )
-    add("--profile", help="the file's profile (default: the one it names)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of all rows, or one of the sweep's own keys, such as seeds=[1,2]",
-    )
-    add("--name", help="of the study and its folder (default: FILE-PROFILE)")
-    add("--storage", metavar="URL", help="database (default: study.db in the sweep's folder)")
-    add("--runs", type=Path, metavar="DIR", help="where the sweep's folder is (default: runs)")
-    add("--workers", type=int, metavar="N", help="trials at a time (default: one per device, or 1)")
-    add("--devices", metavar="0,1,…", help="GPUs, shared out among the workers")
-    add("--retries", type=int, default=1, metavar="N", help="of a failed trial (default: 1)")
-    add("--retry-failed", action="store_true", help="also what would fail in the same way again")
-    add("--only", metavar="ROW,…", help="train these rows only")
-    add("--seeds", metavar="6,7", help="seeds to add to the file's")
-    add("--difference", type=float, metavar="D", help="of plan: what is to be found (table's unit)")
-    add("--slurm", metavar="OPTIONS", default="", help="of submit: options for sbatch, in quotes")
-    add("--array", type=int, metavar="N", default=1, help="of submit: how many tasks (default: 1)")
-    add("--dry-run", action="store_true", help="of submit: print the job's script, do nothing")
-    # What `submit` tells its workers.
-    add("--failures-before", type=int, default=0, help=argparse.SUPPRESS)
-    add("--output", type=Path, metavar="DIR", help="of report: where it goes (the sweep's folder)")
-    return parser
-
-
-def _with_slurm_joined(arguments: list[str]) -> list[str]:
-    """Join --slurm and its value, which argparse would take for an option of its own."""
-    words = list(arguments)
-    if "--slurm" in words[:-1]:
-        at = words.index("--slurm")
-        words[at : at + 2] = [f"--slurm={words[at + 1]}"]
-    return words
 
 
 def main(arguments: list[str], build: "Build") -> int:
@@ -116,23 +35,50 @@ def main(arguments: list[str], build: "Build") -> int:
     Raises:
         InputError: A mistake in what was typed, or in the sweep file.
     """
-    args = _parser().parse_args(_with_slurm_joined(arguments))
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: expected 1 or more.")
-    if args.retries < 0:
-        raise InputError(f"--retries {args.retries}: expected 0 or more.")
+    args = parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
     if args.action == "list":
         print_list(runs)
         return 0
-    if args.file is None:
-        raise InputError(f"sweep {args.action}: FILE is missing.\nExpected a sweep or a study.")
-    if args.action in {"report", "best"}:
-        return show_study(args, runs)
+    if args.action not in OF_FILES:
+        return _of_study(args, runs)
+    return _of_file(args, runs, build)
+
+
+def _of_study(args: argparse.Namespace, runs: Path) -> int:
+    """Do what needs a study alone."""
+    if args.action == "compare":
+        from lightning_overlock.sweep.side_by_side import print_comparison
+
+        print_comparison(args.studies, runs, args.storage, args.output)
+        return 0
+    name = Path(args.study).stem if Path(args.study).suffix == ".yaml" else args.study
+    if args.action in {"rm", "retry"}:
+        from lightning_overlock.sweep import edit
+
+        if args.action == "rm":
+            edit.remove_row(name, args.row, runs, args.storage, ask=not args.yes)
+        else:
+            edit.retry(name, args.trial, runs, args.storage)
+    elif args.action == "dashboard":
+        from lightning_overlock.sweep.dashboard import serve
+
+        serve(name, runs, args.storage, args.port)
+    else:
+        show_study(args.action, name, runs, args.storage, getattr(args, "output", None))
+    return 0
+
+
+def _of_file(args: argparse.Namespace, runs: Path, build: "Build") -> int:
+    """Do what is about a sweep file."""
+    if getattr(args, "workers", None) is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers}: expected 1 or more.")
+    if getattr(args, "retries", 0) < 0:
+        raise InputError(f"--retries {args.retries}: expected 0 or more.")
     sweep = read(args.file, args.profile, args.set)
     sweep = _with_seeds(sweep, args.seeds)
-    only = _only(sweep, args.only)
+    only = _only(sweep, getattr(args, "only", None))
     name = args.name or f"{sweep.name}-{sweep.profile}"
     if "/" in name or name in {".", ".."}:
         raise InputError(f"--name {name!r}: expected a plain name, without slashes.")

@@ -12,7 +12,7 @@ from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.plots import row_figure
 from lightning_overlock.sweep.results import Results, results
 from lightning_overlock.sweep.statistics import Comparison, compare
-from lightning_overlock.sweep.storage import open_storage, open_study
+from lightning_overlock.sweep.storage import find_study
 from lightning_overlock.sweep.table import sheet
 from lightning_overlock.sweep.trials import metric_of
 
@@ -29,20 +29,8 @@ def load(name: str, runs: str | Path | None = None, storage: str | None = None) 
         InputError: If there is no such study.
     """
     parent = Path(runs or os.environ.get("OVERLOCK_RUNS", "runs"))
-    if storage is None:
-        known = sorted(path.parent.name for path in parent.glob("*/study.db"))
-        if name not in known:
-            same = [study for study in known if study.rpartition("-")[0] == name]
-            if len(same) != 1:
-                listed = ", ".join(known) or "none"
-                raise InputError(
-                    f"{parent / name}: no sweep has been run here.{did_you_mean(name, known)}\n"
-                    f"There are: {listed}."
-                )
-            name = same[0]
-        storage = f"sqlite:///{parent / name / 'study.db'}"
-    study = open_study(open_storage(storage), name, None)
-    return Loaded(results(study, None, parent / name))
+    _, study, folder = find_study(name, parent, storage)
+    return Loaded(results(study, None, folder))
 
 
 class Loaded:

@@ -170,7 +170,7 @@ def results(study: optuna.Study, sweep: Sweep | None, folder: Path) -> Results:
             sweep = sweep.model_copy(update={"seeds": stored["seeds"]})
     grouped = by_folder(every)
     if sweep.search is not None:
-        used = [trial for trial in every if "duplicate_of" not in trial.user_attrs]
+        used = [counting(same) for same in grouped.values()]
         facts = facts_of(study, sweep, used)
         return Results(study.study_name, sweep, {}, used, [], [], facts, folder)
     changed = changed_rows(sweep, stored, every)

@@ -1,6 +1,5 @@
 """What `lightning sweep status`, `best`, `report` and `list` show."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,32 @@ from lightning_overlock.sweep.read import shipped
 from lightning_overlock.sweep.study import Study
 
 
-def show_study(args: argparse.Namespace, runs: Path) -> int:
-    """Write a study's report, or print its best trial; the sweep file is not needed."""
+def show_study(
+    action: str, name: str, runs: Path, storage: str | None, output: Path | None
+) -> None:
+    """Write a study's report, or print its best trial; the sweep file is not needed.
+
+    Args:
+        action: "report" or "best".
+        name: The study's name.
+        runs: The folder of the sweeps' folders.
+        storage: The database's URL; None for the folder's own.
+        output: Where the report goes; None for the sweep's folder.
+
+    Raises:
+        InputError: If there is no such study, or no trial of it is complete.
+    """
     from lightning_overlock.sweep.notebook import load
     from lightning_overlock.sweep.report import write_report
     from lightning_overlock.sweep.trials import metric_of
 
-    name = args.name or (Path(args.file).stem if Path(args.file).suffix else args.file)
-    results = load(name, runs, args.storage).results
+    results = load(name, runs, storage).results
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if args.action == "report":
-        path = (args.output or results.folder) / "report.html"
+    if action == "report":
+        path = (output or results.folder) / "report.html"
         write_report(results, path)
         console.print(str(path))
-        return 0
+        return
     complete = [trial for trial in results.frozen if metric_of(trial) is not None]
     if not complete:
         raise InputError(f"{results.name}: no trial is complete yet.")
@@ -39,7 +50,6 @@ def show_study(args: argparse.Namespace, runs: Path) -> int:
     console.print(marks.get("command", ""))
     if marks.get("checkpoint"):
         console.print(str(results.folder / marks["checkpoint"]))
-    return 0
 
 
 def print_list(runs: Path) -> None:

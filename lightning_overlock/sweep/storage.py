@@ -17,7 +17,7 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 
-from lightning_overlock.errors import InputError
+from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.sweep.spec import Sweep
 
 # Of studies as this version writes them.
@@ -124,6 +124,33 @@ def open_study(storage: RDBStorage, name: str, sweep: Sweep | None) -> optuna.St
         )
     study.sampler, study.pruner = RandomSampler(), NopPruner()
     return study
+
+
+def find_study(name: str, runs: Path, url: str | None) -> tuple[RDBStorage, optuna.Study, Path]:
+    """Return a study that was run, its database, and the folder that its run folders are in.
+
+    Args:
+        name: Its name, as FILE-PROFILE; FILE alone where it was run with one profile.
+        runs: The folder of the sweeps' folders.
+        url: The database's; None for `study.db` in the sweep's folder.
+
+    Raises:
+        InputError: If there is no such study.
+    """
+    if url is None:
+        known = sorted(path.parent.name for path in runs.glob("*/study.db"))
+        if name not in known:
+            same = [study for study in known if study.rpartition("-")[0] == name]
+            if len(same) != 1:
+                listed = ", ".join(known) or "none"
+                raise InputError(
+                    f"{runs / name}: no sweep has been run here.{did_you_mean(name, known)}\n"
+                    f"There are: {listed}."
+                )
+            name = same[0]
+        url = f"sqlite:///{runs / name / 'study.db'}"
+    storage = open_storage(url)
+    return storage, open_study(storage, name, None), runs / name
 
 
 # Who runs a trial ---------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def _row_sheet(results: Results) -> Table:
         elif column == "metric":
             for option in sweep.tune.options if sweep.tune else []:
                 columns[f"tuned: {option}"] = [_chosen(line, option) for line in lines]
-            columns[results.metric] = [_metric_cell(line, results) for line in lines]
+            columns[results.metric] = [metric_cell(line, results) for line in lines]
             columns["95 % interval"] = [
                 "" if line.spread is None else _interval(line.spread, results) for line in lines
             ]
@@ -290,7 +290,8 @@ def _chosen(line: Line, option: str) -> str:
     return format_figure(value) if isinstance(value, float) else str(value or "")
 
 
-def _metric_cell(line: Line, results: Results) -> str:
+def metric_cell(line: Line, results: Results) -> str:
+    """Return a row's metric as tables print it: mean and spread, or why there is none."""
     spread = line.spread
     if spread is None:
         return "failed" if "failed" in line.state else "not run"

@@ -47,11 +47,14 @@ def repeats(trial: FrozenTrial) -> bool:
 
 
 def by_folder(trials: Sequence[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
-    """Return the trials of each run folder, but for those that never ran."""
+    """Return the trials of each run folder, but for those that never ran or were set aside."""
     found: dict[str, list[FrozenTrial]] = {}
+    # Optuna's trials cannot be taken back: a later one names those that do not count.
+    set_aside = {number for t in trials for number in t.user_attrs.get("set_aside", [])}
     for trial in trials:
         folder = trial.user_attrs.get("folder")
-        if folder is not None and "duplicate_of" not in trial.user_attrs:
+        counts = "duplicate_of" not in trial.user_attrs and trial.number not in set_aside
+        if folder is not None and counts:
             found.setdefault(folder, []).append(trial)
     return found
 

@@ -17,26 +17,30 @@ def write(results: Results, folder: Path) -> None:
         results: What was measured.
         folder: Where the files go.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pages = {
         "table": sheet(results),
         "comparisons": comparison_sheet(results),
         "factors": factor_sheet(results) if results.lines else None,
     }
-    for name, page in pages.items():
-        if page is not None:
-            (folder / f"{name}.md").write_text(page.markdown() + "\n", encoding="utf-8")
-            (folder / f"{name}.csv").write_text(page.csv(), encoding="utf-8")
-            (folder / f"{name}.tex").write_text(page.latex(), encoding="utf-8")
+    found = {name: page for name, page in pages.items() if page is not None}
+    for name, page in found.items():
+        write_table(page, folder, name)
     plots.write(results, folder)
-    for page in pages.values():
-        if page is not None:
-            _print(page)
+    for page in found.values():
+        print_table(page)
 
 
-def _print(page: Table) -> None:
+def write_table(table: Table, folder: Path, name: str) -> None:
+    """Write a table as Markdown, CSV and LaTeX into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    forms = {"md": table.markdown() + "\n", "csv": table.csv(), "tex": table.latex()}
+    for suffix, text in forms.items():
+        (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8")
+
+
+def print_table(page: Table) -> None:
+    """Print a table: whole into a pipe, into a terminal what it has room for."""
     console = Console(highlight=False, markup=False)
-    # A pipe gets the whole table; a terminal what it has room for.
     table = page.terminal(console.width if console.is_terminal else None)
     width = Console(width=1000).measure(table).maximum
     Console(width=max(width, console.width)).print(table)

@@ -1,5 +1,6 @@
 """The words of `lightning sweep`, and its answers to wrong input."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from optuna.trial import TrialState
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
-from lightning_overlock.sweep import command, live
+from lightning_overlock.sweep import arguments, command, live
+from lightning_overlock.sweep.arguments import ACTIONS
 from lightning_overlock.sweep.live import Active, clock
-from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.read import read, shipped
 from lightning_overlock.sweep.storage import open_storage
 from lightning_overlock.sweep.study import Study
 from lightning_overlock.sweep.trials import Request
@@ -26,11 +28,11 @@ def workplace(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "sweep: the following arguments are required"),
-        (["rum", NAME], "Did you mean 'run'?"),
+        ([], "sweep: the following arguments are required: ACTION"),
+        (["runn", NAME], "Did you mean 'run'?"),
         (["run", NAME, "--worker", "2"], "Did you mean '--workers'?"),
         (["run", NAME, "--workers", "0"], "--workers 0: expected 1 or more."),
-        (["run", NAME, "--workers", "x"], "sweep: argument --workers: invalid int value: 'x'"),
+        (["run", NAME, "--workers", "x"], "sweep run: argument --workers: invalid int value: 'x'"),
         (["run", NAME, "--retries=-1"], "--retries -1: expected 0 or more."),
         (["run", NAME, "--name", "a/b"], "--name 'a/b': expected a plain name"),
         (["status", "overlock_component"], "Did you mean 'overlock_components'?"),
@@ -43,7 +45,13 @@ def workplace(tmp_path, monkeypatch):
             "--only ful: 'ful' is no row to run. Did you mean 'full'?",
         ),
         (["report", "nothing"], "runs/nothing: no sweep has been run here."),
-        (["best"], "sweep best: FILE is missing."),
+        (["best"], "sweep best: the following arguments are required: STUDY"),
+        (["compare", "a"], "sweep compare: the following arguments are required: STUDY"),
+        (["compare", "a", "b"], "runs/a: no sweep has been run here."),
+        (["rm", "a", "b"], "runs/a: no sweep has been run here."),
+        (["retry", "a", "1"], "runs/a: no sweep has been run here."),
+        (["dashboard", "a"], "runs/a: no sweep has been run here."),
+        (["table", NAME, "--workers", "2"], "unrecognized arguments: --workers"),
         (["table", NAME, "--storage", "x.db"], "--storage x.db: this is no database URL."),
         (["status", NAME, "--storage", "sqlite:///x.db"], "no study of this name has been started"),
     ],
@@ -56,13 +64,20 @@ def test_a_wrong_command_is_answered_in_three_lines(arguments, expected, capsys)
     assert not Path("runs").exists()
 
 
-def test_help_names_the_actions_and_options(capsys):
+def test_help_names_the_actions_an_example_and_the_shipped_sweeps(capsys):
     assert main(["sweep", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("run", "worker", "status", "table", "--profile", "--set", "--storage", "--runs"):
+    for word in (*ACTIONS, *shipped(), "lightning sweep run overlock_components --workers 2"):
         assert word in text
-    for word in ("--workers", "--devices", "--retries", "--name", "--only", "--seeds", "plan"):
-        assert word in text
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_of_an_action_has_an_example_that_the_parser_takes(action, capsys):
+    assert main(["sweep", action, "--help"]) == 0
+    text = capsys.readouterr().out
+    (example,) = [line for line in text.splitlines() if line.startswith("  lightning sweep ")]
+    assert arguments.parse(shlex.split(example)[2:]).action == action
+    assert ("shipped sweeps:" in text) == (action in arguments.OF_FILES)
 
 
 @pytest.mark.parametrize(

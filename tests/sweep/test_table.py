@@ -265,13 +265,13 @@ def search(tmp_path):
 def searched(search, lrs):
     study = optuna.create_study(direction="maximize")
     study.set_user_attr("sweep", content_of(search))
-    for lr in lrs:
+    for number, lr in enumerate(lrs):
         study.add_trial(
             create_trial(
                 params={"model.lr": lr, "model.fast": lr > 1e-3},
                 distributions=search.search.distributions,
                 value=1 - abs(lr - 2e-3) * 100,
-                user_attrs={"seconds": 5.0, "epochs": 2},
+                user_attrs={"seconds": 5.0, "epochs": 2, "folder": f"trial-{number}"},
             )
         )
     for state in (TrialState.PRUNED, TrialState.FAIL):
@@ -280,6 +280,7 @@ def searched(search, lrs):
                 state=state,
                 params={"model.lr": 9e-3, "model.fast": True},
                 distributions=search.search.distributions,
+                user_attrs={"folder": f"trial-{state.name}"},
             )
         )
     return study
