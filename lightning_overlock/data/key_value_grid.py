@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, check_range
 
+# The upper half of a patch shows the key, the lower half the value.
 PATCH = 4
 COLOURS = {
     "red": (255, 0, 0),
@@ -16,20 +17,19 @@ COLOURS = {
     "magenta": (255, 0, 255),
 }
 VALUES = np.array(list(COLOURS.values()), np.uint8)
-QUERY_COLOUR = np.full(3, 255, np.uint8)
 
 
 def _shapes() -> NDArray[np.uint8]:
-    """Return the keys' shapes, (30, PATCH, PATCH) of 0 and 1, eight pixels of ink each.
+    """Return the keys' shapes, (14, PATCH // 2, PATCH) of 0 and 255, four pixels of ink each.
 
     They are the rows of a Hadamard matrix and their negatives, so that any two differ in at least
-    eight of sixteen pixels. The row without and the one with all pixels are left out.
+    four of eight pixels. The row without and the one with all pixels are left out.
     """
     matrix = np.ones((1, 1), np.int64)
-    for _ in range(4):
+    for _ in range(3):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    rows = matrix[1:]
-    return (np.concatenate([rows, -rows]) > 0).astype(np.uint8).reshape(-1, PATCH, PATCH)
+    rows = np.concatenate([matrix[1:], -matrix[1:]])
+    return np.where(rows > 0, 255, 0).astype(np.uint8).reshape(-1, PATCH // 2, PATCH)
 
 
 SHAPES = _shapes()
@@ -41,6 +41,7 @@ def draw(
     grid: int,
     keys: int,
     pairs: int,
+    colours: int,
     repeats: int,
     copies: int,
     query_first: bool,
@@ -55,41 +56,44 @@ def draw(
     cells = cells[:, : pairs * repeats].reshape(count, pairs, repeats)
     shapes = random.permuted(np.tile(np.arange(keys), (count, 1)), axis=1)[:, :pairs]
     # Every colour as often as every other, so that counting colours gives nothing away.
-    colours = np.tile(np.arange(pairs) % len(COLOURS), (count, 1))
-    colours = (random.permuted(colours, axis=1) + random.integers(6, size=(count, 1))) % 6
+    values = random.permuted(np.tile(np.arange(pairs) % colours, (count, 1)), axis=1)
+    values = (values + random.integers(colours, size=(count, 1))) % colours
     patches = np.zeros((count, grid**2, PATCH, PATCH, 3), np.uint8)
-    inked = SHAPES[shapes][..., None] * VALUES[colours][:, :, None, None]
-    patches[rows[:, None, None], cells] = inked[:, :, None]
+    shown = np.zeros((count, pairs, PATCH, PATCH, 3), np.uint8)
+    shown[:, :, : PATCH // 2] = SHAPES[shapes][..., None]
+    shown[:, :, PATCH // 2 :] = VALUES[values][:, :, None, None]
+    patches[rows[:, None, None], cells] = shown[:, :, None]
     asked = random.integers(pairs, size=count)
     columns = random.permuted(np.tile(np.arange(grid), (count, 1)), axis=1)[:, :copies]
     queries = grid * (grid - 1) + columns
-    query = SHAPES[shapes[rows, asked]][..., None] * QUERY_COLOUR
-    patches[rows[:, None], queries] = query[:, None]
+    query = SHAPES[shapes[rows, asked]][..., None]
+    patches[rows[:, None], queries, : PATCH // 2] = query[:, None]
     distance = queries.min(axis=1) - cells[rows, asked].max(axis=1)
     if query_first:
         patches = patches[:, ::-1]
     canvases = patches.reshape(count, grid, grid, PATCH, PATCH, 3).transpose(0, 5, 1, 3, 2, 4)
     side = grid * PATCH
     return Drawn(
-        canvases.reshape(count, 3, side, side), colours[rows, asked], {"distance": distance}
+        canvases.reshape(count, 3, side, side), values[rows, asked], {"distance": distance}
     )
 
 
 class KeyValueGridDataModule(DrawnDataModule):
     """Pairs of a shape and a colour on a grid, and a white shape that asks for its pair's colour.
 
-    The grid's patches are 4x4 pixels. Each pair is one patch: its shape is the key, one of up to
-    30 of equal ink, its colour the value. The query lies in the last row, the pairs above it; the
-    label is the colour of the pair of the query's shape. Whoever does not find that pair knows
-    nothing: the colours occur equally often where `pairs` is a multiple of 6. The symbols are the
-    same in all splits, the images are not. Validation and test images are the same whatever the
-    seed.
+    The grid's patches are 4x4 pixels. Each pair is one patch: the white shape in its upper half is
+    the key, one of up to 14 of equal ink, the colour of its lower half the value. The query, a
+    shape without a colour, lies in the last row, the pairs above it; the label is the colour that
+    stands with the query's shape. Whoever does not find it knows nothing: the colours occur
+    equally often where `pairs` is a multiple of `colours`. The symbols are the same in all splits,
+    the images are not. Validation and test images are the same whatever the seed.
 
     Args:
         batch_size: images per process and step.
-        grid: patches per side; 12 gives images of 48 pixels.
+        grid: patches per side; 8 gives images of 32 pixels, 12 of 48.
         keys: how many shapes occur.
         pairs: pairs in an image, of as many shapes.
+        colours: how many colours occur, which are the classes.
         repeats: how often each pair stands on the grid.
         copies: how often the query stands in the last row; more of them teach faster.
         query_first: turn the grid round, so that the query comes before all pairs in the raster.
@@ -111,6 +115,7 @@ class KeyValueGridDataModule(DrawnDataModule):
         grid: int = 12,
         keys: int = 12,
         pairs: int = 12,
+        colours: int = 6,
         repeats: int = 1,
         copies: int = 1,
         query_first: bool = False,
@@ -120,7 +125,9 @@ class KeyValueGridDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
-        self.class_names = list(COLOURS)
+        check_range("colours", colours, 2, len(COLOURS))
+        self.colours = colours
+        self.class_names = list(COLOURS)[:colours]
         check_range("grid", grid, 2, 64)
         check_range("keys", keys, 2, len(SHAPES))
         check_range("pairs", pairs, 2, min(keys, grid * (grid - 1)))
@@ -143,6 +150,7 @@ class KeyValueGridDataModule(DrawnDataModule):
                 self.grid,
                 self.keys,
                 self.pairs,
+                self.colours,
                 self.repeats,
                 self.copies,
                 self.query_first,

@@ -13,6 +13,7 @@ F_out = X + DropPath(sigmoid(G) * F_loc).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -281,6 +282,10 @@ class ConvNeur(nn.Module):
             the image per pixel of the first map; 2 and 1 are for small images.
         mlp_ratio: hidden width of the channel mixing over the stage's width.
         layer_scale: initial value of the branches' learned factors; 0 for no factors.
+        init_std: standard deviation of the initial weights of convolutions and linear layers but
+            those of the memory. .02 is ConvNeXt's, for widths in the hundreds; in a narrow network
+            branches and gates then start so near to nothing that a short training does not open
+            them.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; earlier ones rise linearly to it.
         global_placement: a global branch in no stage, at the start of each "stage", or in every
@@ -342,6 +347,7 @@ class ConvNeur(nn.Module):
         patch_size: PatchSize = 4,
         mlp_ratio: float = 4.0,
         layer_scale: float = 1e-6,
+        init_std: float = 0.02,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_placement: Placement = "stage",
@@ -388,6 +394,8 @@ class ConvNeur(nn.Module):
                 )
         if any(size % 2 == 0 for size in kernel_sizes):
             raise ConfigError(f"kernel_size must be odd, found {kernel_size}")
+        if not 0 < init_std <= 1:
+            raise ConfigError(f"init_std must be in (0, 1], found {init_std}")
         if patch_size not in get_args(PatchSize):
             raise ConfigError(f"patch_size must be 1, 2 or 4, found {patch_size!r}")
         if output_stride not in (8, 16, 32):
@@ -511,7 +519,7 @@ class ConvNeur(nn.Module):
             **dd,
         )
         self.head_hidden_size = self.head.num_features
-        self.apply(_init_weights)
+        self.apply(partial(_init_weights, std=init_std))
         for module in self.modules():
             if isinstance(module, NeuralMemory):
                 module.reset_parameters()
@@ -711,9 +719,9 @@ def _check_local_mixer(mixer: str, placement: str, fusion: str, contmix_options:
         )
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
