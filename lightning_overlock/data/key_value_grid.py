@@ -107,7 +107,7 @@ class KeyValueGridDataModule(DrawnDataModule):
     """
 
     title = "key-value grid"
-    mean, std = 0.024, 0.154
+    mean, std = 0.043, 0.204
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from lightning_overlock.data.key_value_grid import COLOURS, PATCH, SHAPES, VALUE
 
 
 def drawn(count=256, seed=0, **difficulty):
-    defaults = dict(grid=12, keys=12, pairs=12, repeats=1, copies=1, query_first=False)
+    defaults = dict(grid=12, keys=12, pairs=12, colours=6, repeats=1, copies=1, query_first=False)
     return draw(np.random.default_rng(seed), count, **{**defaults, **difficulty})
 
 
@@ -24,10 +24,11 @@ def read(canvas):
     for place, patch in enumerate(patches_of(canvas)):
         if not patch.any():
             continue
-        ink = patch.any(-1)
-        shape = ink.tobytes()
-        (colour,) = {tuple(c) for c in patch[ink].tolist()}
-        if colour == (255, 255, 255):
+        key, value = patch[: PATCH // 2], patch[PATCH // 2 :]
+        assert {tuple(c) for c in key.reshape(-1, 3).tolist()} == {(0, 0, 0), (255, 255, 255)}
+        shape = key.any(-1).tobytes()
+        (colour,) = {tuple(c) for c in value.reshape(-1, 3).tolist()}
+        if colour == (0, 0, 0):
             queries[place] = shape
         else:
             pairs[place] = (shape, list(COLOURS.values()).index(colour))
@@ -39,7 +40,8 @@ def read(canvas):
     [
         {},
         {"pairs": 6},
-        {"keys": 30, "pairs": 24},
+        {"keys": 14, "pairs": 14},
+        {"grid": 8, "keys": 6, "pairs": 3, "colours": 3, "repeats": 18, "copies": 8},
         {"grid": 8, "keys": 4, "pairs": 4, "repeats": 14, "copies": 8},
         {"repeats": 3, "copies": 2},
     ],
@@ -71,10 +73,11 @@ def test_with_the_query_first_all_pairs_come_after_it():
 
 
 def test_shapes_have_equal_ink_and_differ():
-    assert (SHAPES.sum((1, 2)) == 8).all()
-    flat = SHAPES.reshape(len(SHAPES), -1).astype(int)
+    assert set(SHAPES.ravel().tolist()) == {0, 255}
+    flat = SHAPES.reshape(len(SHAPES), -1).astype(int) // 255
+    assert (flat.sum(1) == 4).all()
     differ = np.abs(flat[:, None] - flat[None]).sum(-1)
-    assert differ[~np.eye(len(SHAPES), dtype=bool)].min() >= 8
+    assert differ[~np.eye(len(SHAPES), dtype=bool)].min() >= 4
     assert len({tuple(v) for v in VALUES.tolist()}) == 6
 
 
