@@ -41,6 +41,21 @@ AT_LEAST_1 = Range(1)
 ABOVE_0 = Range(0, open="low")
 
 
+def check_range(name: str, value: float, allowed: Range) -> None:
+    """Check one number.
+
+    Args:
+        name: What the user calls it, such as "data.digits".
+        value: The number.
+        allowed: Its range.
+
+    Raises:
+        InputError: The number is out of its range.
+    """
+    if value not in allowed:
+        raise InputError(f"{name}: found {value}, expected {allowed}.")
+
+
 def check_ranges(group: str, values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
     """Check the numbers of an option group; of a list or tuple each of its numbers.
 
@@ -55,8 +70,5 @@ def check_ranges(group: str, values: Mapping[str, Any], ranges: Mapping[str, Ran
     for name, allowed in ranges.items():
         value = values.get(name)
         for number in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                continue
-            if number not in allowed:
-                shown = f"{group}.{name}" if group else name
-                raise InputError(f"{shown}: found {number}, expected {allowed}.")
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                check_range(f"{group}.{name}" if group else name, number, allowed)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_overlock.analysis.hooks import at_home, evaluation, module_outputs
+from lightning_overlock.analysis.hooks import evaluation, module_outputs, to_model_device
 from lightning_overlock.analysis.style import draw_overlay, draw_picture, enlarged, panels, style
 from lightning_overlock.models.overlock import OverLoCK
 
@@ -86,7 +86,7 @@ def activation_maps(
     if output == "overview" and getattr(model, "overview_index", None) is None:
         raise ValueError("output is 'overview', but the model has no overview")
     names = list(modules or stage_names(model))
-    images = at_home(model, images).detach().clone().requires_grad_()
+    images = to_model_device(model, images).detach().clone().requires_grad_()
     with evaluation(model), torch.enable_grad(), module_outputs(model, names) as found:
         call: Any = model
         logits = call(images) if output == "logits" else call.forward_overview(images)[1]

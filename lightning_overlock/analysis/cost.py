@@ -180,8 +180,8 @@ def _times(
         forward()
 
     with _watched(stages, enter, leave):
-        whole = measure.time_in_turn({"model": step}, seconds, device)["model"]
-    # `time_in_turn` runs everything twice and takes the second.
+        whole = measure.time_interleaved({"model": step}, seconds, device)["model"]
+    # `time_interleaved` runs everything twice and takes the second.
     second = passes[1::2]
     found = {name: statistics.median(p.get(name, 0.0) for p in second) for name in stages}
     return {name: 1e3 * value for name, value in (found | {"total": whole}).items()}
@@ -282,7 +282,7 @@ def growth_rows(
             images = torch.randn(batch_size, 3, side, side, device=weight.device)
             steps[name] = _in_evaluation(model, images.to(weight.dtype))
         device = next(next(iter(models.values())).parameters()).device
-        times = measure.time_in_turn(steps, seconds, device)
+        times = measure.time_interleaved(steps, seconds, device)
         for name, model in models.items():
             peak = measure.peak_memory(steps[name], device)
             rows.append(

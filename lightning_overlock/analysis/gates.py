@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_overlock.analysis.hooks import at_home, evaluation, module_outputs
+from lightning_overlock.analysis.hooks import evaluation, module_outputs, to_model_device
 from lightning_overlock.analysis.style import draw_map, draw_picture, panels, style
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.models.overlock import DynamicBlock
@@ -63,7 +63,7 @@ def gates(model: nn.Module, images: Tensor) -> dict[str, Gate]:
         capture(model) as tapped,
         module_outputs(model, attention) as mixed,
     ):
-        model(at_home(model, images))
+        model(to_model_device(model, images))
     found = {}
     for path, gate in tapped.items():
         block, _, name = path.rpartition(".")

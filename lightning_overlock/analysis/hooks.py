@@ -30,12 +30,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def at_home(model: nn.Module, images: Tensor) -> Tensor:
+def to_model_device(model: nn.Module, images: Tensor) -> Tensor:
     """Return images on the device and in the dtype of the model's parameters.
 
     Example:
         >>> import torch
-        >>> at_home(nn.Linear(1, 1).double(), torch.zeros(1)).dtype
+        >>> to_model_device(nn.Linear(1, 1).double(), torch.zeros(1)).dtype
         torch.float64
     """
     first = next(model.parameters(), None)

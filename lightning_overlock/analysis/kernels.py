@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_overlock.analysis.hooks import at_home, evaluation
+from lightning_overlock.analysis.hooks import evaluation, to_model_device
 from lightning_overlock.analysis.style import draw_overlay, draw_picture, panels, style
 from lightning_overlock.layers.contmix import ContMix
 from lightning_overlock.layers.tap import capture
@@ -59,7 +59,7 @@ def dynamic_kernels(model: nn.Module, images: Tensor) -> Kernels:
     handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
     try:
         with evaluation(model), torch.no_grad(), capture(model, "kernel", "small_kernel") as found:
-            model(at_home(model, images))
+            model(to_model_device(model, images))
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""The neural memory at work: surprise per chunk, the way its weights go, other chunks and scans.
+"""The neural memory at work: surprise per chunk, the path of its weights, other chunks and scans.
 
 Surprise of chunk t is the mean of (M_{t-1}(k_t) - v_t)^2 over its tokens and features (Titans,
 arXiv 2501.00663; as used by ConvNeur, arXiv 2603.19567). Distances are ours.
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_overlock.analysis.hooks import at_home, evaluation, module_outputs
+from lightning_overlock.analysis.hooks import evaluation, module_outputs, to_model_device
 from lightning_overlock.analysis.style import draw_map, draw_picture, panels, style
 from lightning_overlock.layers.neural_memory import NeuralMemory, Scan, largest_step, shuffled_order
 from lightning_overlock.layers.tap import capture
@@ -28,13 +28,14 @@ class MemoryTrace(NamedTuple):
         surprise: (B, T), before each chunk is written.
         distance: (B, T), of the weights from the initial memory after each chunk: the norm of the
             difference over the norm of the initial weights, gamma included.
-        travel: (B, T), the length of each chunk's step, in the same unit. The sum is the way.
+        step_length: (B, T), how far each chunk moves the weights, in the same unit. The sum is
+            the length of their path.
         chunk_of: (h, w) int64, the chunk that each pixel of the map belongs to.
     """
 
     surprise: NDArray[np.float32]
     distance: NDArray[np.float32]
-    travel: NDArray[np.float32]
+    step_length: NDArray[np.float32]
     chunk_of: NDArray[np.int64]
 
 
@@ -73,21 +74,21 @@ def memory_traces(model: nn.Module, images: Tensor) -> dict[str, MemoryTrace]:
     with evaluation(model), torch.no_grad():
         try:
             with capture(model, "surprise") as found:
-                model(at_home(model, images))
+                model(to_model_device(model, images))
         finally:
             for handle in handles:
                 handle.remove()
         for name, memory in memories.items():
             x = maps[name]
             height, width = x.shape[-2:]
-            distance, travel = _way(memory.states(x))
+            distance, step_length = _trajectory(memory.states(x))
             chunk_of = np.arange(height * width) // memory.chunk_length(height * width)
             if memory.scan == "shuffled":
                 chunk_of = chunk_of[shuffled_order(height * width).argsort().numpy()]
             traces[name] = MemoryTrace(
                 found[f"{name}.surprise".lstrip(".")].float().cpu().numpy(),
                 distance,
-                travel,
+                step_length,
                 chunk_of.reshape(height, width),
             )
     return traces
@@ -106,20 +107,20 @@ def _memories(model: nn.Module) -> dict[str, NeuralMemory]:
     return memories
 
 
-def _way(states: Iterator[Weights]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return distance and travel (B, T) of T + 1 states."""
+def _trajectory(states: Iterator[Weights]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return distance and step length (B, T) of T + 1 states."""
 
     def flat(weights: Weights) -> Tensor:
         return torch.cat([w.detach().flatten(1) for w in weights], 1)
 
     start = last = flat(next(states))
-    distance, travel = [], []
+    distance, step_length = [], []
     for weights in states:
         now = flat(weights)
         distance.append((now - start).norm(dim=1) / start.norm(dim=1))
-        travel.append((now - last).norm(dim=1) / start.norm(dim=1))
+        step_length.append((now - last).norm(dim=1) / start.norm(dim=1))
         last = now
-    return tuple(torch.stack(x, 1).float().cpu().numpy() for x in (distance, travel))  # type: ignore[return-value]
+    return tuple(torch.stack(x, 1).float().cpu().numpy() for x in (distance, step_length))  # type: ignore[return-value]
 
 
 def surprise_map(trace: MemoryTrace) -> NDArray[np.float32]:
@@ -192,10 +193,10 @@ def memory_rows(
 
     Returns:
         Rows with "setting" ("as built" first), "memory", "chunk tokens", "chunks", "surprise of
-        the first chunk", "of the last", "distance" (after the last), "way" (sum of the steps) and
-        "change of the read-out": the norm of the difference of the memory's output to that as
-        built over the norm of the latter. Means over images. Surprise, distance and way are those
-        of the raster order whatever the scan.
+        the first chunk", "surprise of the last chunk", "distance" (after the last), "path length"
+        (sum of the steps) and "change of the read-out": the norm of the difference of the memory's
+        output to that as built over the norm of the latter. Means over images. Surprise, distance
+        and path length are those of the raster order whatever the scan.
 
     Raises:
         ValueError: the model has no memory.
@@ -227,7 +228,7 @@ def memory_rows(
                     "surprise of the first chunk": float(trace.surprise[:, 0].mean()),
                     "surprise of the last chunk": float(trace.surprise[:, -1].mean()),
                     "distance": float(trace.distance[:, -1].mean()),
-                    "way": float(trace.travel.sum(1).mean()),
+                    "path length": float(trace.step_length.sum(1).mean()),
                     "change of the read-out": float(change.mean()),
                 }
             )
@@ -258,7 +259,7 @@ def plot_surprise(images: Tensor, traces: dict[str, MemoryTrace]) -> Figure:
     return figure
 
 
-def plot_course(traces: dict[str, MemoryTrace]) -> Figure:
+def plot_trajectory(traces: dict[str, MemoryTrace]) -> Figure:
     """Draw surprise and distance of the weights against the chunk, means over images.
 
     Args:
@@ -267,7 +268,7 @@ def plot_course(traces: dict[str, MemoryTrace]) -> Figure:
     Example:
         >>> two = np.array([[3.0, 1.0]], np.float32)
         >>> trace = MemoryTrace(two, two, two, np.array([[0, 0], [1, 1]]))
-        >>> figure = plot_course({"memory": trace})
+        >>> figure = plot_trajectory({"memory": trace})
         >>> [axes.get_xlabel() for axes in figure.axes]
         ['chunk (in raster order)', 'chunk (in raster order)']
     """
@@ -276,8 +277,8 @@ def plot_course(traces: dict[str, MemoryTrace]) -> Figure:
         labels = ("surprise (mean squared error)", "distance / initial norm")
         for panel, key, label in zip(axes[0], ("surprise", "distance"), labels, strict=True):
             for name, trace in traces.items():
-                course = getattr(trace, key).mean(0)
-                panel.plot(range(1, len(course) + 1), course, label=_short(name))
+                means = getattr(trace, key).mean(0)
+                panel.plot(range(1, len(means) + 1), means, label=_short(name))
             panel.set_xlabel("chunk (in raster order)")
             panel.set_ylabel(label)
             panel.set_ylim(bottom=0)

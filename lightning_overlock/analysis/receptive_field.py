@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_overlock.analysis.hooks import at_home, evaluation
+from lightning_overlock.analysis.hooks import evaluation, to_model_device
 from lightning_overlock.analysis.style import name_pixels, panels, style
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
@@ -55,7 +55,7 @@ def receptive_fields(
     """
     sums: dict[str, Tensor] = {}
     with evaluation(model), torch.enable_grad():
-        for batch in torch.split(at_home(model, images), batch_size):
+        for batch in torch.split(to_model_device(model, images), batch_size):
             batch = batch.detach().clone().requires_grad_()
             maps = _stage_maps(model, batch, stages)
             for number, (name, value) in enumerate(maps.items(), 1):

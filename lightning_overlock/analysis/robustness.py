@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_overlock.analysis.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from lightning_overlock.analysis.hooks import at_home, evaluation
+from lightning_overlock.analysis.hooks import evaluation, to_model_device
 from lightning_overlock.analysis.style import panels, style
 from lightning_overlock.data.base import BaseDataModule
 
@@ -121,7 +121,7 @@ def corruption_errors(
 
 def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     with evaluation(model), torch.inference_mode():
-        found = model(at_home(model, images.contiguous())).argmax(1).cpu()
+        found = model(to_model_device(model, images.contiguous())).argmax(1).cpu()
     return int((found != labels).sum())
 
 
@@ -237,9 +237,9 @@ def plot_corruption_errors(found: dict[str, CorruptionErrors]) -> Figure:
         for name, own in found.items():
             means = [100 * own.errors[c].mean() for c in names]
             left.plot(range(len(names)), means, linestyle="", label=name)
-            course = [100 * own.clean]
-            course += [100 * float(e) for e in np.mean(list(own.errors.values()), axis=0)]
-            right.plot([0, *own.severities], course, label=name)
+            errors = [100 * own.clean]
+            errors += [100 * float(e) for e in np.mean(list(own.errors.values()), axis=0)]
+            right.plot([0, *own.severities], errors, label=name)
         labels = [name.replace("_", " ") for name in names]
         left.set_xticks(range(len(names)), labels, rotation=60, ha="right")
         left.set_xlabel("corruption")

@@ -47,7 +47,7 @@ def multiply_adds(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -
     return counter.get_total_flops() // 2
 
 
-def time_in_turn(
+def time_interleaved(
     steps: dict[str, Step], seconds: float, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Median seconds of each step, all taken in turn.
@@ -60,8 +60,8 @@ def time_in_turn(
         seconds: how long each of them runs; at least three rounds.
         device: the device whose work is waited for.
     """
-    turns = {name: partial(second_run, step, device) for name, step in steps.items()}
-    return medians_in_turn(turns, seconds)
+    candidates = {name: partial(second_run, step, device) for name, step in steps.items()}
+    return interleaved_medians(candidates, seconds)
 
 
 def second_run(step: Step, device: torch.device | str) -> float:
@@ -75,13 +75,15 @@ def second_run(step: Step, device: torch.device | str) -> float:
     return time.perf_counter() - start
 
 
-def medians_in_turn(turns: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, float]:
-    """Median of what each of some functions returns, called in turn; see `time_in_turn`."""
-    found: dict[str, list[float]] = {name: [] for name in turns}
+def interleaved_medians(
+    candidates: Mapping[str, Callable[[], float]], seconds: float
+) -> dict[str, float]:
+    """Median of what each of some functions returns, called in turn; see `time_interleaved`."""
+    found: dict[str, list[float]] = {name: [] for name in candidates}
     rounds, started = 0, time.perf_counter()
-    while rounds < 3 or time.perf_counter() - started < seconds * len(turns):
-        for name, turn in turns.items():
-            found[name].append(turn())
+    while rounds < 3 or time.perf_counter() - started < seconds * len(candidates):
+        for name, candidate in candidates.items():
+            found[name].append(candidate())
         rounds += 1
     return {name: statistics.median(values) for name, values in found.items()}
 
@@ -117,7 +119,7 @@ def copy_bandwidth(device: torch.device | str, seconds: float = 1.0) -> float:
     device = torch.device(device)
     source = torch.ones(2**22 if device.type == "cpu" else 2**28, device=device)
     target = torch.empty_like(source)
-    took = time_in_turn({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]
+    took = time_interleaved({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]
     return 2 * source.numel() * source.element_size() / took
 
 
@@ -130,7 +132,7 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, seconds: float =
     device = torch.device(device)
     size = 512 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / time_in_turn({"product": lambda: a @ b}, seconds, device)["product"]
+    return 2 * size**3 / time_interleaved({"product": lambda: a @ b}, seconds, device)["product"]
 
 
 def inference_step(model: nn.Module, images: Tensor) -> Step:

@@ -18,8 +18,8 @@ from lightning_overlock.bench.measure import (
     copy_bandwidth,
     in_mib,
     inference_step,
+    interleaved_medians,
     matmul_rate,
-    medians_in_turn,
     multiply_adds,
     parameter_count,
     peak_memory,
@@ -121,8 +121,8 @@ def bench_models(
         for ask in asks.values():  # until all processes have started and built their model
             ask["inference"](callable)
         for kind in ("inference", "training") if setting.train else ("inference",):
-            turns = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
-            times = medians_in_turn(turns, seconds)
+            again = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
+            times = interleaved_medians(again, seconds)
             for row, (label, ask) in zip(rows, asks.items(), strict=True):
                 row[f"{kind} images/s"] = setting.batch_size / times[label]
                 row[f"{kind} peak MiB"] = in_mib(ask[kind](peak_memory, device))

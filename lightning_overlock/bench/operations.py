@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lightning_overlock.bench.unfold  # noqa: F401  brings its backend of ContMix
-from lightning_overlock.bench.measure import Step, in_mib, peak_memory, time_in_turn
+from lightning_overlock.bench.measure import Step, in_mib, peak_memory, time_interleaved
 from lightning_overlock.bench.models import DTYPES
 from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
 from lightning_overlock.bench.report import Row
@@ -44,7 +44,7 @@ def _backend_rows(
         steps: dict[str, Step] = {
             name: partial(run, *backend) for name, backend in candidates.items()
         }
-        times = time_in_turn(steps, seconds, device)
+        times = time_interleaved(steps, seconds, device)
         for row, (name, step) in zip(rows, steps.items(), strict=True):
             row[f"{kind} ms"] = times[name] * 1e3
             row[f"{kind} peak MiB"] = in_mib(peak_memory(step, device))

@@ -7,12 +7,9 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from lightning_overlock.tables import format_figure
+
 Row = dict[str, str | float | None]
-
-
-def digits(value: float) -> str:
-    """A number with three significant digits, or all those before its point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -29,7 +26,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
             if not isinstance(value, float):
                 line.append("-" if value is None else value)
                 continue
-            text = digits(value)
+            text = format_figure(value)
             reference = base[key]
             if row is not base and isinstance(reference, float) and value and reference:
                 # A time's ratio is turned round: how many times as fast.

@@ -123,7 +123,7 @@ def _used(command: str, option: str, found: type, actions: dict[str, Any]) -> li
     if command == "fit":
         return names
     if option == "model":
-        return [name for name in names if name in getattr(found, "free_options", ())]
+        return [name for name in names if name in getattr(found, "overridable_options", ())]
     # Docstrings say of an option that it belongs to the training.
     used = [n for n in names if not re.match(r"(?i)(training|augment)", actions[n].help or "")]
     return [name for name in used if command == "predict" or name != "predict_dir"]

@@ -81,11 +81,11 @@ def run(request: Request) -> None:
         raise InputError(str(error)) from error
 
 
-def _free_options(class_path: str) -> frozenset[str]:
+def _overridable_options(class_path: str) -> frozenset[str]:
     """Return the options of a task that may differ from a checkpoint's."""
     module, _, name = class_path.rpartition(".")
     task = getattr(importlib.import_module(module), name)
-    return getattr(task, "free_options", frozenset())
+    return getattr(task, "overridable_options", frozenset())
 
 
 class TrainingCLI(LightningCLI):
@@ -221,7 +221,7 @@ class TrainingCLI(LightningCLI):
         path = self.request.ckpt_path
         old, new = own["model"], typed["model"]
         differing = {"model": (old["class_path"], new["class_path"])}
-        free = _free_options(old["class_path"])
+        free = _overridable_options(old["class_path"])
         for key in sorted(old.get("init_args", {}).keys() - free):
             differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
         for name, (expected, found) in differing.items():
@@ -271,7 +271,9 @@ class TrainingCLI(LightningCLI):
             )
         if given.sync_batchnorm and (given.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
-            self._say("sync_batchnorm is off: torch synchronises batch norms on GPUs only")
+            self._print_rank_zero(
+                "sync_batchnorm is off: torch synchronises batch norms on GPUs only"
+            )
         kwargs["default_root_dir"] = str(self.folder)
         if given.logger in (None, True):
             board = TensorBoardLogger(self.folder, name="", version="")
@@ -331,18 +333,18 @@ class TrainingCLI(LightningCLI):
             try:
                 self.trainer.fit(model, **kwargs, weights_only=True)
             except Interrupted:
-                self._say(
+                self._print_rank_zero(
                     f"Saved {self.folder / LAST}. Continue with\n"
                     f"  lightning fit --name {shlex.quote(self.request.name)} --ckpt_path last"
                 )
                 raise
-        self._say(format_metrics(self.trainer))
+        self._print_rank_zero(format_metrics(self.trainer))
         for best in self.trainer.checkpoint_callbacks:
             if isinstance(best, BestAndLast) and best.best_model_path:
-                self._say(
+                self._print_rank_zero(
                     f"best {best.monitor} {best.best_model_score:.4g}: {best.best_model_path}"
                 )
-        self._say(f"logs: {self.folder}")
+        self._print_rank_zero(f"logs: {self.folder}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -352,13 +354,13 @@ class TrainingCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the metrics as `fit` does."""
-        self._say(format_metrics(self.trainer))
+        self._print_rank_zero(format_metrics(self.trainer))
 
     after_test = after_validate
 
     @staticmethod
     @rank_zero_only
-    def _say(text: str) -> None:
+    def _print_rank_zero(text: str) -> None:
         print(text)
 
 

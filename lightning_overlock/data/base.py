@@ -23,6 +23,7 @@ from lightning_overlock.data.loading import (
     stack,
 )
 from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, SHARE, check_range
 
 Split = Literal["train", "val", "test", "predict"]
 # The splits that each of Lightning's stages reads.
@@ -65,16 +66,14 @@ class BaseDataModule(LightningDataModule, ABC):
         max_image_pixels: int | None = MAX_PIXELS,
     ) -> None:
         super().__init__()
-        if not 0 <= max_left_out <= 1:
-            raise InputError(f"data.max_left_out is {max_left_out}; expected a share from 0 to 1")
+        check_range("data.max_left_out", max_left_out, SHARE)
         if max_image_pixels is not None and max_image_pixels < 1:
             raise InputError(
                 f"data.max_image_pixels is {max_image_pixels}; expected at least 1, or null"
             )
-        if batch_size < 1:
-            raise InputError(f"data.batch_size is {batch_size}; expected at least 1")
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}; expected at least 0")
+        check_range("data.batch_size", batch_size, AT_LEAST_1)
+        if num_workers is not None:
+            check_range("data.num_workers", num_workers, AT_LEAST_0)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip_corrupt = skip_corrupt

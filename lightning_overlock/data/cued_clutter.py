@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.digits import CLASS_NAMES, DigitSplit, digits_of, resize_digits
-from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, check_range, stamp
+from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, stamp
+from lightning_overlock.ranges import Range, check_range
 
 CANVAS = 48
 DIGIT = 14
@@ -150,10 +151,10 @@ class CuedClutterDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
-        check_range("digits", digits, 2, 4)
-        check_range("classes", classes, 4, 10)
-        check_range("votes", votes, 5, 9)
-        check_range("debris", debris, 0, 8)
+        check_range("data.digits", digits, Range(2, 4))
+        check_range("data.classes", classes, Range(4, 10))
+        check_range("data.votes", votes, Range(5, 9))
+        check_range("data.debris", debris, Range(0, 8))
         self.digits = digits
         self.classes = classes
         self.votes = votes

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.digits import CLASS_NAMES, DigitSplit, digits_of, resize_digits
 from lightning_overlock.data.loading import Key, global_seed
-from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_1, Range, check_range
 
 CANVAS = 64
 DIGIT_SIZES = range(18, 23)
@@ -160,11 +160,9 @@ class CuedDigitsDataModule(BaseDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if not 2 <= digits <= 4:
-            raise InputError(f"data.digits is {digits}; expected 2, 3 or 4")
-        for name, number in (("train_images", train_images), ("eval_images", eval_images)):
-            if number < 1:
-                raise InputError(f"data.{name} is {number}; expected at least 1")
+        check_range("data.digits", digits, Range(2, 4))
+        check_range("data.train_images", train_images, AT_LEAST_1)
+        check_range("data.eval_images", eval_images, AT_LEAST_1)
         self.digits = digits
         self.train_images = train_images
         self.eval_images = eval_images

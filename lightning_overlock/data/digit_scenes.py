@@ -24,6 +24,7 @@ from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digi
 from lightning_overlock.data.images import MAX_PIXELS, ImageFiles
 from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import Range, check_range
 
 SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
 
@@ -64,8 +65,7 @@ class SceneOptions:
             ("eval_images", self.eval_images, 1),
             ("seed", self.seed, 0),
         ):
-            if number < least:
-                raise InputError(f"data.scenes.{name} is {number}; expected at least {least}")
+            check_range(f"data.scenes.{name}", number, Range(least))
         for name, (low, high), least, most in (
             ("digits", self.digits, 1, 100),
             ("digit_sizes", self.digit_sizes, 8, self.canvas),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.loading import Key, global_seed
-from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_range
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 
@@ -242,8 +242,7 @@ class DigitsDataModule(BaseDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 8:
-            raise InputError(f"data.image_size is {image_size}; expected at least 8")
+        check_range("data.image_size", image_size, Range(8))
         self.image_size = image_size
         self.augment = augment
 
@@ -289,11 +288,9 @@ class ClutteredDigitsDataModule(BaseDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if clutter < 0:
-            raise InputError(f"data.clutter is {clutter}; expected at least 0")
-        for name, number in (("train_images", train_images), ("eval_images", eval_images)):
-            if number < 1:
-                raise InputError(f"data.{name} is {number}; expected at least 1")
+        check_range("data.clutter", clutter, AT_LEAST_0)
+        check_range("data.train_images", train_images, AT_LEAST_1)
+        check_range("data.eval_images", eval_images, AT_LEAST_1)
         self.clutter = clutter
         self.train_images = train_images
         self.eval_images = eval_images

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.loading import Key, global_seed
-from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_1, check_range
 
 # Drawing so many images at once costs a small part of what drawing them one by one does.
 BLOCK = 256
@@ -134,9 +134,8 @@ class DrawnDataModule(BaseDataModule):
         num_workers: int,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        for name, number in (("train_images", train_images), ("eval_images", eval_images)):
-            if number < 1:
-                raise InputError(f"data.{name} is {number}; expected at least 1")
+        check_range("data.train_images", train_images, AT_LEAST_1)
+        check_range("data.eval_images", eval_images, AT_LEAST_1)
         self.train_images = train_images
         self.eval_images = eval_images
         self.fresh = fresh
@@ -159,12 +158,6 @@ class DrawnDataModule(BaseDataModule):
             mean=self.mean,
             std=self.std,
         )
-
-
-def check_range(name: str, value: int, smallest: int, largest: int) -> None:
-    """Raise an InputError for an argument of the data that is out of its range."""
-    if not smallest <= value <= largest:
-        raise InputError(f"data.{name} is {value}; expected {smallest} to {largest}")
 
 
 def stamp(

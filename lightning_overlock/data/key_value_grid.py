@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_overlock.data.base import Split
-from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, check_range
+from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule
+from lightning_overlock.ranges import Range, check_range
 
 # The upper half of a patch shows the key, the lower half the value.
 PATCH = 4
@@ -125,17 +126,17 @@ class KeyValueGridDataModule(DrawnDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
-        check_range("colours", colours, 2, len(COLOURS))
+        check_range("data.colours", colours, Range(2, len(COLOURS)))
         self.colours = colours
         self.class_names = list(COLOURS)[:colours]
-        check_range("grid", grid, 2, 64)
-        check_range("keys", keys, 2, len(SHAPES))
-        check_range("pairs", pairs, 2, min(keys, grid * (grid - 1)))
+        check_range("data.grid", grid, Range(2, 64))
+        check_range("data.keys", keys, Range(2, len(SHAPES)))
+        check_range("data.pairs", pairs, Range(2, min(keys, grid * (grid - 1))))
         self.grid = grid
         self.keys = keys
         self.pairs = pairs
-        check_range("repeats", repeats, 1, grid * (grid - 1) // pairs)
-        check_range("copies", copies, 1, grid)
+        check_range("data.repeats", repeats, Range(1, grid * (grid - 1) // pairs))
+        check_range("data.copies", copies, Range(1, grid))
         self.repeats = repeats
         self.copies = copies
         self.query_first = query_first

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_overlock.data.base import Split
-from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule, check_range
+from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule
 from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import Range, check_range
 
 # Pixels from the centre of a dash to that of the next one, and the length of a dash.
 STEP = 4.6
@@ -192,13 +193,13 @@ class PathfinderDataModule(DrawnDataModule):
     ) -> None:
         super().__init__(batch_size, train_images, eval_images, fresh, num_workers)
         self.class_names = ["two paths", "one path"]
-        check_range("image_size", image_size, 32, 512)
+        check_range("data.image_size", image_size, Range(32, 512))
         # A path that turns as much as it can fits in any case.
         longest = image_size // 4
-        check_range("length", length, SHORTEST, longest)
-        check_range("distractors", distractors, 0, 32)
+        check_range("data.length", length, Range(SHORTEST, longest))
+        check_range("data.distractors", distractors, Range(0, 32))
         for number, value in enumerate(curriculum or []):
-            check_range(f"curriculum[{number}]", value, SHORTEST, longest)
+            check_range(f"data.curriculum[{number}]", value, Range(SHORTEST, longest))
         if curriculum and not fresh:
             raise InputError(
                 "data.curriculum needs new images in every epoch, found data.fresh false\n"

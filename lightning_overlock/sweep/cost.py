@@ -10,7 +10,7 @@ from lightning_overlock.bench.measure import (
     inference_step,
     multiply_adds,
     parameter_count,
-    time_in_turn,
+    time_interleaved,
 )
 from lightning_overlock.data.loading import Key
 from lightning_overlock.sweep.spec import Sweep
@@ -58,7 +58,7 @@ def measure(
         if measured is None:
             return {}
         found[name], steps[name] = measured
-    for name, time in time_in_turn(steps, seconds, device).items():
+    for name, time in time_interleaved(steps, seconds, device).items():
         found[name]["images_per_second"] = BATCH_SIZE / time
     return found
 

@@ -91,7 +91,7 @@ class BaseTask(LightningModule):
     monitor: str
     monitor_mode: Literal["min", "max"] = "max"
     # Options that change how a task computes, not what it is: free to differ from a checkpoint's.
-    free_options: frozenset[str] = frozenset(
+    overridable_options: frozenset[str] = frozenset(
         {"compile", "channels_last", "grad_checkpointing", "reestimate_bn"}
     )
     # What the command and the constructor hold the options against.
@@ -112,7 +112,7 @@ class BaseTask(LightningModule):
         "reestimate_bn": AT_LEAST_0,
     }
     # An object detector of one class tells it from the background.
-    fewest_classes = 2
+    min_classes = 2
 
     def __init__(
         self,
@@ -145,8 +145,8 @@ class BaseTask(LightningModule):
         # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
         self.save_hyperparameters(logger=False)
         check_ranges("model", self.hparams, self.ranges)
-        if len(class_names) < self.fewest_classes:
-            fewest = "two classes" if self.fewest_classes == 2 else "one class"
+        if len(class_names) < self.min_classes:
+            fewest = "two classes" if self.min_classes == 2 else "one class"
             raise InputError(f"class_names is {class_names}, expected at least {fewest}")
         if (schedule == "multistep") != bool(milestones):
             raise InputError(

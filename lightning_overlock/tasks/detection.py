@@ -103,14 +103,14 @@ class DetectionTask(BaseTask):
         "detections_per_image": AT_LEAST_1,
         "draw_score": SHARE,
     }
-    free_options = BaseTask.free_options | {
+    overridable_options = BaseTask.overridable_options | {
         "score_threshold",
         "nms_threshold",
         "detections_per_image",
         "draw_score",
         "evaluator",
     }
-    fewest_classes = 1
+    min_classes = 1
     category_ids: Tensor
 
     def __init__(

@@ -126,7 +126,7 @@ class SegmentationTask(BaseTask):
         "stride": AT_LEAST_1,
         "test_scales": ABOVE_0,
     }
-    free_options = BaseTask.free_options | {
+    overridable_options = BaseTask.overridable_options | {
         "test_size",
         "test_max_size",
         "inference",

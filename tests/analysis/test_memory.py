@@ -10,8 +10,8 @@ from lightning_overlock.analysis.memory import (
     memory_rows,
     memory_settings,
     memory_traces,
-    plot_course,
     plot_surprise,
+    plot_trajectory,
     surprise_map,
 )
 from lightning_overlock.layers import NeuralMemory
@@ -32,8 +32,8 @@ def test_surprise_falls_while_one_pair_is_repeated():
     assert (np.diff(trace.surprise) < 0).all()
     assert trace.surprise[0, -1] < 0.6 * trace.surprise[0, 0]
     # The steps get smaller as less is left to learn, and the way is never short of the distance.
-    assert (np.diff(trace.travel) < 0).all()
-    assert (trace.travel.cumsum(1) >= trace.distance - 1e-6).all()
+    assert (np.diff(trace.step_length) < 0).all()
+    assert (trace.step_length.cumsum(1) >= trace.distance - 1e-6).all()
 
 
 def test_a_memory_that_knows_the_pair_is_not_surprised_and_stays():
@@ -73,7 +73,7 @@ def test_way_of_the_weights_is_that_of_gradient_descent_by_autograd():
         assert trace.distance[0, t] == pytest.approx(
             ((now - start).norm() / start.norm()).item(), rel=1e-5
         )
-        assert trace.travel[0, t] == pytest.approx(
+        assert trace.step_length[0, t] == pytest.approx(
             (velocity.norm() / start.norm()).item(), rel=1e-5
         )
         sizes = [w.numel() for w in weights]
@@ -137,4 +137,4 @@ def test_figures_draw():
     figure = plot_surprise(images, traces)
     assert figure.axes[1].get_title() == "stages.0"
     figure.canvas.draw()
-    plot_course(traces).canvas.draw()
+    plot_trajectory(traces).canvas.draw()

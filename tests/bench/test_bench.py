@@ -62,7 +62,7 @@ def test_multiply_adds_of_a_published_model():
     assert measure.multiply_adds(model) == pytest.approx(4.5e9, rel=0.02)
 
 
-def test_steps_are_timed_in_turn_and_the_median_is_taken(monkeypatch):
+def test_steps_are_timed_interleaved_and_the_median_is_taken(monkeypatch):
     clock, calls = [0.0], []
     durations = {"a": iter([9, 1, 9, 2, 9, 3, 9, 50, 9, 2, 9, 2]), "b": iter([9, 4] * 9)}
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
@@ -71,14 +71,14 @@ def test_steps_are_timed_in_turn_and_the_median_is_taken(monkeypatch):
         calls.append(name)
         clock[0] += next(durations[name])
 
-    medians = measure.time_in_turn({"a": lambda: step("a"), "b": lambda: step("b")}, seconds=85)
+    medians = measure.time_interleaved({"a": lambda: step("a"), "b": lambda: step("b")}, seconds=85)
     assert "".join(calls) == "aabb" * 6
     assert medians == {"a": 2, "b": 4}  # neither the runs that warm up (9) nor a disturbance (50)
 
 
 def test_at_least_three_rounds_are_measured():
     calls = []
-    measure.time_in_turn({"a": lambda: calls.append(1)}, seconds=0)
+    measure.time_interleaved({"a": lambda: calls.append(1)}, seconds=0)
     assert len(calls) == 2 * 3
 
 
@@ -227,7 +227,9 @@ def once(monkeypatch):
 
     monkeypatch.setattr(models, "second_run", run)
     monkeypatch.setattr(
-        models, "medians_in_turn", lambda turns, _: {name: turn() for name, turn in turns.items()}
+        models,
+        "interleaved_medians",
+        lambda asked, _: {name: ask() for name, ask in asked.items()},
     )
     monkeypatch.setattr(models, "peak_memory", lambda *_: None)
     return results
@@ -266,7 +268,7 @@ def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multi
         step()
         return {name: 0.5}
 
-    monkeypatch.setattr(measure, "time_in_turn", halves)
+    monkeypatch.setattr(measure, "time_interleaved", halves)
     assert measure.copy_bandwidth("cpu") == 2 * 2**22 * 4 / 0.5
     assert measure.matmul_rate("cpu", torch.bfloat16) == 2 * 512**3 / 0.5
 

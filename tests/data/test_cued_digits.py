@@ -182,11 +182,11 @@ def test_predictions_are_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"digits": 1}, "data.digits is 1; expected 2, 3 or 4"),
-        ({"digits": 5}, "data.digits is 5; expected 2, 3 or 4"),
-        ({"train_images": 0}, "data.train_images is 0; expected at least 1"),
-        ({"eval_images": 0}, "data.eval_images is 0; expected at least 1"),
-        ({"batch_size": 0}, "data.batch_size is 0; expected at least 1"),
+        ({"digits": 1}, "data.digits: found 1, .* 2 to 4"),
+        ({"digits": 5}, "data.digits: found 5, .* 2 to 4"),
+        ({"train_images": 0}, "data.train_images: found 0, .* at least 1"),
+        ({"eval_images": 0}, "data.eval_images: found 0, .* at least 1"),
+        ({"batch_size": 0}, "data.batch_size: found 0, .* at least 1"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, message):

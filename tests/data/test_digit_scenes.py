@@ -164,8 +164,8 @@ def test_every_option_is_in_the_folders_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"canvas": 8}, "scenes.canvas is 8; expected at least 16"),
-        ({"train_images": 0}, "scenes.train_images is 0"),
+        ({"canvas": 8}, "scenes.canvas: found 8, .* at least 16"),
+        ({"train_images": 0}, "scenes.train_images: found 0"),
         ({"digits": (3, 2)}, "scenes.digits is 3, 2"),
         ({"digits": (0, 2)}, "scenes.digits is 0, 2"),
         ({"digit_sizes": (20, 200)}, "scenes.digit_sizes is 20, 200"),

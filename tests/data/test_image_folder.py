@@ -444,8 +444,8 @@ def test_a_test_folder_without_classes_is_predicted_and_stops_no_training(root):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"max_left_out": -0.1}, "data.max_left_out is -0.1; expected a share from 0 to 1"),
-        ({"max_left_out": 1.1}, "data.max_left_out is 1.1"),
+        ({"max_left_out": -0.1}, "data.max_left_out: found -0.1, expected a number from 0 to 1"),
+        ({"max_left_out": 1.1}, "data.max_left_out: found 1.1"),
         ({"max_image_pixels": 0}, "data.max_image_pixels is 0; expected at least 1, or null"),
     ],
 )

@@ -514,9 +514,9 @@ def test_limited_epochs_start_anew_with_persistent_workers(fit):
 
 
 def test_bad_numbers_are_named():
-    with pytest.raises(InputError, match="batch_size is 0"):
+    with pytest.raises(InputError, match="batch_size: found 0"):
         NumbersModule(0)
-    with pytest.raises(InputError, match="num_workers is -1"):
+    with pytest.raises(InputError, match="num_workers: found -1"):
         NumbersModule(1, num_workers=-1)
 
 

@@ -299,7 +299,7 @@ def test_a_value_out_of_range_is_named_when_it_is_read_or_skipped(root, workers)
         ({"ratio": (2, 1)}, r"data\.ratio is 2, 1"),
         ({"crop_size": 0}, r"data\.crop_size is \(0, 0\)"),
         ({"test_labels": "x"}, r"data\.test_images None and data\.test_labels x"),
-        ({"batch_size": 0}, r"data\.batch_size is 0"),
+        ({"batch_size": 0}, r"data\.batch_size: found 0"),
     ],
 )
 def test_bad_options_are_named(root, options, message):

@@ -32,7 +32,7 @@ class Network(nn.Module):
 class Task(BaseTask):
     """The least dense task: batches are lists of images of several sizes."""
 
-    fewest_classes = 1
+    min_classes = 1
 
     def build_model(self, num_classes):
         features = DenseFeatures(self.backbone, self.hparams["backbone_args"])
