@@ -225,7 +225,7 @@ def warmup_multistep(
         milestones: Steps.
         gamma: Factor per milestone.
         warmup_steps: Length of the warm-up.
-        warmup_factor: Of the warm-up, see `linear_warmup`.
+        warmup_factor: Factor of the warm-up, see `linear_warmup`.
     """
     passed = sum(step >= milestone for milestone in milestones)
     return lr * gamma**passed * linear_warmup(step, warmup_steps, warmup_factor)
@@ -250,7 +250,7 @@ def warmup_poly(
         power: 1 is a straight line.
         min_lr: Learning rate at the end.
         warmup_steps: Length of the warm-up.
-        warmup_factor: Of the warm-up, see `linear_warmup`.
+        warmup_factor: Factor of the warm-up, see `linear_warmup`.
     """
     left = 1 - min(step / total_steps, 1.0)
     rate = min_lr + (lr - min_lr) * left**power

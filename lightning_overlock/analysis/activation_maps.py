@@ -54,9 +54,9 @@ def activation_maps(
     relu(sum_c mean_hw(s_c) a_c), LayerCAM relu(sum_c relu(s_c) a_c).
 
     Args:
-        model: a timm model, or any module that maps images to logits.
+        model: A timm model, or any module that maps images to logits.
         images: (B, 3, H, W), normalised as the model wants them.
-        modules: names of modules that return maps (B, C, h, w), (B, h, w, C) as Swin's, or tokens
+        modules: Names of modules that return maps (B, C, h, w), (B, h, w, C) as Swin's, or tokens
             as a ViT's; None takes `stage_names(model)`.
         classes: (B,) class of each image; None takes the class that the model finds.
         method: "grad_cam" or "layer_cam".
@@ -68,8 +68,8 @@ def activation_maps(
         not comparable between modules).
 
     Raises:
-        ValueError: an unknown module, method or output; a module that is named but has no part in
-            the output or returns no map.
+        ValueError: A module, method or output is unknown, or a module that is named but has no part
+            in the output or returns no map.
 
     Example:
         >>> import timm
@@ -134,7 +134,7 @@ def share_inside(
     Args:
         maps: (B, h, w), not negative.
         boxes: (B, 4), left, top, right and bottom in pixels of the image, the latter two outside.
-        size: height and width of the image.
+        size: Height and width of the image.
 
     Returns:
         (B,) between 0 and 1; not a number where a map is zero everywhere.
@@ -158,8 +158,8 @@ def plot_activation_maps(
 
     Args:
         images: (B, 3, H, W).
-        maps: by stage, each (B, h, w).
-        titles: one per image, for example its class.
+        maps: Maps by stage, each (B, h, w).
+        titles: Titles, one per image, for example its class.
 
     Example:
         >>> images = torch.rand(2, 3, 32, 32)

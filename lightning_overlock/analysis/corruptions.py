@@ -52,15 +52,15 @@ def corrupt(image: Pixels, corruption: str, severity: int, seed: int = 0) -> Pix
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        corruption: its name.
+        corruption: Name of the corruption.
         severity: 1 to 5.
-        seed: of what is random; the same seed gives the same image.
+        seed: Seed of what is random; the same seed gives the same image.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: an unknown corruption or severity, or another kind of image.
+        ValueError: The corruption or severity is unknown, or it is another kind of image.
 
     Example:
         >>> image = np.zeros((32, 48, 3), np.uint8)
@@ -350,7 +350,7 @@ def plot_corruptions(image: Pixels, severity: int = 3, seed: int = 0) -> Figure:
     Args:
         image: (H, W, 3) uint8.
         severity: 1 to 5.
-        seed: of what is random.
+        seed: Seed of what is random.
 
     Example:
         >>> figure = plot_corruptions(np.full((32, 32, 3), 128, np.uint8))

@@ -62,10 +62,10 @@ def stage_costs(
     is: a copy is measured, on the model's device.
 
     Args:
-        model: a timm model, or any module that takes (B, 3, H, W).
-        size: height and width of the images.
-        batch_size: images; two or more for networks with batch norms.
-        seconds: how long times are measured.
+        model: A timm model, or any module that takes (B, 3, H, W).
+        size: Height and width of the images.
+        batch_size: Images in a batch; two or more for networks with batch norms.
+        seconds: Seconds that times are measured for.
 
     Returns:
         One row per stage, one "(other)" for what lies outside of them, and "total", which is
@@ -214,7 +214,7 @@ def plot_stage_costs(costs: dict[str, list[Row]]) -> Figure:
     """Draw the stages' shares of every cost as stacked bars, one bar per model.
 
     Args:
-        costs: by model, rows as `stage_costs` returns them.
+        costs: Rows by model, as `stage_costs` returns them.
 
     Example:
         >>> row = {"parameters M": 1.0, "multiply-adds G": 1.0, "activations MiB": 1.0}
@@ -257,11 +257,11 @@ def growth_rows(
     """Measure how multiply-adds, time and memory grow with the image, models taken in turn.
 
     Args:
-        models: by label, all on one device; each must take images of every side (a ViT needs
+        models: Models by label, all on one device; each must take images of every side (a ViT needs
             `dynamic_img_size=True`).
-        sides: of square images, in pixels.
-        batch_size: images in a batch.
-        seconds: how long each model is timed at each size.
+        sides: Sides of the square images in pixels.
+        batch_size: Images in a batch.
+        seconds: Seconds that each model is timed for at each size.
 
     Returns:
         Rows with "model", "side px", "multiply-adds G" (of one image), "inference ms" and
@@ -314,7 +314,7 @@ def growth_exponents(rows: Sequence[Row]) -> list[Row]:
     down in time and memory, where fixed costs weigh.
 
     Args:
-        rows: as `growth_rows` returns them, of two sizes or more.
+        rows: What `growth_rows` returns, of two sizes or more.
 
     Returns:
         Rows with "model" and an exponent for every cost; None where a cost was not measured.
@@ -345,7 +345,7 @@ def plot_growth(rows: Sequence[Row]) -> Figure:
     """Draw costs of several models over the side of the image, with linear and quadratic growth.
 
     Args:
-        rows: as `growth_rows` returns them.
+        rows: What `growth_rows` returns.
 
     Example:
         >>> row = {"model": "m", "multiply-adds G": 1.0, "inference ms": 2.0}

@@ -39,14 +39,14 @@ def gates(model: nn.Module, images: Tensor) -> dict[str, Gate]:
     """Return the gates of a model's blocks.
 
     Args:
-        model: an OverLoCK with `gate=True` or a ConvNeur with `fusion="gate"`.
+        model: An OverLoCK with `gate=True` or a ConvNeur with `fusion="gate"`.
         images: (B, 3, H, W), normalised as the model wants them.
 
     Returns:
         The block's name, for example "focus.0.blocks.1", and its gate.
 
     Raises:
-        ValueError: the model has no gate.
+        ValueError: The model has no gate.
 
     Example:
         >>> import timm
@@ -80,7 +80,7 @@ def gate_rows(found: dict[str, Gate]) -> list[dict[str, Any]]:
     """Return one row per gate: how open it is and what its openness depends on.
 
     Args:
-        found: as `gates` returns them.
+        found: What `gates` returns.
 
     Returns:
         Rows with "block", "mean", "deviation" (of all values), and the shares of the gate's
@@ -127,9 +127,9 @@ def plot_gates(
 
     Args:
         image: (3, H, W).
-        found: as `gates` returns them.
-        blocks: names; None draws the first gate of every stage.
-        index: of the image in the batch.
+        found: What `gates` returns.
+        blocks: Names of blocks; None draws the first gate of every stage.
+        index: Place of the image in the batch.
 
     Example:
         >>> ones = np.ones((1, 2, 4, 4), np.float32)

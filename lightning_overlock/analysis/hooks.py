@@ -47,14 +47,14 @@ def module_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
     """Read what the modules called `names` return in the forward passes of the block.
 
     Args:
-        model: any module.
-        names: of modules, as in `model.named_modules()`.
+        model: Any module.
+        names: Names of modules, as in `model.named_modules()`.
 
     Yields:
         A dictionary from name to the output of the last forward pass, in its graph.
 
     Raises:
-        ValueError: the model has no module of a name.
+        ValueError: The model has no module of a name.
 
     Example:
         >>> import torch

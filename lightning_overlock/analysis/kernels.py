@@ -26,7 +26,7 @@ def dynamic_kernels(model: nn.Module, images: Tensor) -> Kernels:
     """Return the kernels that every ContMix layer of a model makes for images.
 
     Args:
-        model: contains `ContMix` layers, or is one.
+        model: A network with `ContMix` layers, or such a layer.
         images: (B, 3, H, W), normalised as the model wants them (for a layer, its input).
 
     Returns:
@@ -36,7 +36,7 @@ def dynamic_kernels(model: nn.Module, images: Tensor) -> Kernels:
         clamp(i - K // 2, 0, h - K), and at the column alike.
 
     Raises:
-        ValueError: the model has no ContMix layer.
+        ValueError: The model has no ContMix layer.
 
     Example:
         >>> import timm
@@ -79,8 +79,8 @@ def on_map(kernels: NDArray[np.float32], row: int, column: int) -> NDArray[np.fl
 
     Args:
         kernels: (B, G, h, w, K, K).
-        row: of the pixel on the map, 0 to h - 1.
-        column: of the pixel, 0 to w - 1.
+        row: Row of the pixel on the map, 0 to h - 1.
+        column: Column of the pixel, 0 to w - 1.
 
     Returns:
         (B, G, h, w), zero outside the pixel's window.
@@ -136,7 +136,7 @@ def kernel_rows(kernels: Kernels) -> list[dict[str, Any]]:
     """Return one row per layer, kernel size and group, means over images and pixels.
 
     Args:
-        kernels: as `dynamic_kernels` returns them.
+        kernels: What `dynamic_kernels` returns.
 
     Returns:
         Rows with "kernel", "group", "entropy nats", "share of log K^2" and "effective size px" (of
@@ -168,10 +168,10 @@ def exchanged_prior(model: nn.Module) -> Iterator[None]:
     """Give every image of a batch the context prior of the next one inside the block.
 
     Args:
-        model: an OverLoCK with its decomposition, or a module that contains one.
+        model: An OverLoCK with its decomposition, or a module that contains one.
 
     Raises:
-        ValueError: the model makes no context prior.
+        ValueError: The model makes no context prior.
 
     Example:
         >>> import timm
@@ -206,7 +206,7 @@ def context_rows(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     of the features, which the exchanged prior has altered too, takes part.
 
     Args:
-        model: an OverLoCK with its decomposition.
+        model: An OverLoCK with its decomposition.
         images: (B, 3, H, W), two or more; each gets the context prior of the one before it.
 
     Returns:
@@ -215,7 +215,7 @@ def context_rows(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         means over images and pixels.
 
     Raises:
-        ValueError: fewer than two images; no context prior or no ContMix layer.
+        ValueError: There are fewer than two images, no context prior or no ContMix layer.
 
     Example:
         >>> import timm
@@ -262,10 +262,10 @@ def plot_kernels(
 
     Args:
         image: (3, H, W).
-        kernels: as `dynamic_kernels` returns them.
+        kernels: What `dynamic_kernels` returns.
         pixels: (row, column) in the image.
-        group: whose kernel; None draws the mean of all groups.
-        index: of the image in the batch that the kernels were made for.
+        group: The channel group whose kernel is drawn; None draws the mean of all groups.
+        index: Place of the image in the batch that the kernels were made for.
 
     Example:
         >>> kernels = {"3x3": np.full((1, 2, 4, 4, 3, 3), 1 / 9, np.float32)}
@@ -293,7 +293,7 @@ def plot_context(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw how much every layer's kernels change with the context, group means and groups.
 
     Args:
-        rows: as `context_rows` returns them.
+        rows: What `context_rows` returns.
 
     Example:
         >>> row = {"kernel": "7x7", "group": 0, "change": 0.1, "difference": 0.3}

@@ -43,7 +43,7 @@ def memory_traces(model: nn.Module, images: Tensor) -> dict[str, MemoryTrace]:
     """Return what the memories of a model do while they read images.
 
     Args:
-        model: a ConvNeur with memories, or a `NeuralMemory` itself.
+        model: A ConvNeur with memories, or a `NeuralMemory` itself.
         images: (B, 3, H, W), normalised as the model wants them (for a memory its map, (B, D, h,
             w)).
 
@@ -51,7 +51,7 @@ def memory_traces(model: nn.Module, images: Tensor) -> dict[str, MemoryTrace]:
         The memory's name, for example "stages.0.global_branch.operator", and its trace.
 
     Raises:
-        ValueError: the model has no neural memory.
+        ValueError: The model has no neural memory.
 
     Example:
         >>> import timm
@@ -145,12 +145,12 @@ def memory_settings(
     gets the largest that is (`layers.neural_memory.largest_step`).
 
     Args:
-        model: a ConvNeur with memories, or a `NeuralMemory`.
-        chunk_size: tokens in a chunk; None leaves it.
+        model: A ConvNeur with memories, or a `NeuralMemory`.
+        chunk_size: Tokens in a chunk; None leaves it.
         scan: "raster", "bidirectional" or "whole"; None leaves it.
 
     Raises:
-        ValueError: the model has no memory.
+        ValueError: The model has no memory.
 
     Example:
         >>> memory = NeuralMemory(8, chunk_size=4)
@@ -186,10 +186,10 @@ def memory_rows(
     """Measure what changes with chunk length and scan, with the weights as they are.
 
     Args:
-        model: a ConvNeur with memories, or a `NeuralMemory`.
+        model: A ConvNeur with memories, or a `NeuralMemory`.
         images: (B, 3, H, W), normalised as the model wants them.
-        chunk_sizes: to try, with the scan as built.
-        scans: to try, with the chunks as built.
+        chunk_sizes: Tokens of the chunks to try, with the scan as built.
+        scans: Scans to try, with the chunks as built.
 
     Returns:
         Rows with "setting" ("as built" first), "memory", "chunk tokens", "chunks", "surprise of
@@ -199,7 +199,7 @@ def memory_rows(
         and path length are those of the raster order whatever the scan.
 
     Raises:
-        ValueError: the model has no memory.
+        ValueError: The model has no memory.
 
     Example:
         >>> rows = memory_rows(NeuralMemory(8, chunk_size=16), torch.randn(1, 8, 8, 8), [8])
@@ -240,7 +240,7 @@ def plot_surprise(images: Tensor, traces: dict[str, MemoryTrace]) -> Figure:
 
     Args:
         images: (B, 3, H, W).
-        traces: as `memory_traces` returns them for these images.
+        traces: What `memory_traces` returns for these images.
 
     Example:
         >>> two = np.array([[3.0, 1.0]], np.float32)
@@ -263,7 +263,7 @@ def plot_trajectory(traces: dict[str, MemoryTrace]) -> Figure:
     """Draw surprise and distance of the weights against the chunk, means over images.
 
     Args:
-        traces: as `memory_traces` returns them.
+        traces: What `memory_traces` returns.
 
     Example:
         >>> two = np.array([[3.0, 1.0]], np.float32)

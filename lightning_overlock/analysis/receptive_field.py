@@ -34,17 +34,17 @@ def receptive_fields(
     larger than those it is trained with; for fields that belong to the data, take real ones.
 
     Args:
-        model: a timm model with or without `features_only`, or any module that maps an image to
+        model: A timm model with or without `features_only`, or any module that maps an image to
             a map (B, C, h, w) or a list of them.
         images: (B, 3, H, W), normalised as the model wants them.
-        stages: places in timm's `feature_info`; None takes all, or all maps of the list.
-        batch_size: images at a time.
+        stages: Places in timm's `feature_info`; None takes all, or all maps of the list.
+        batch_size: Images taken at a time.
 
     Returns:
         The stage's name, for example "focus.0", and its field (H, W), which sums to one.
 
     Raises:
-        ValueError: an output is no map, or no gradient reaches the image.
+        ValueError: An output is no map, or no gradient reaches the image.
 
     Example:
         >>> import timm
@@ -96,11 +96,11 @@ class Square(NamedTuple):
     """The smallest square around a field's centre that holds a share of its mass.
 
     Attributes:
-        side: in pixels; where the square sticks out of the image, that of a square of as many
+        side: Side in pixels; where the square sticks out of the image, that of a square of as many
             pixels as lie inside.
-        area: share of the image, 0 to 1.
-        row: of the centre, to half a pixel.
-        column: of the centre.
+        area: Share of the image, 0 to 1.
+        row: Row of the centre, to half a pixel.
+        column: Column of the centre, to half a pixel.
     """
 
     side: float
@@ -117,10 +117,10 @@ def central_square(field: NDArray[np.float64], share: float) -> Square:
 
     Args:
         field: (H, W), sums to one.
-        share: of the mass, above 0 and at most 1.
+        share: Share of the mass, above 0 and at most 1.
 
     Raises:
-        ValueError: the share is out of range.
+        ValueError: The share is out of range.
 
     Example:
         >>> field = np.zeros((15, 15))
@@ -160,8 +160,8 @@ def field_rows(
     """Return one row per stage: side and area of the central squares.
 
     Args:
-        fields: by name, as `receptive_fields` returns them.
-        shares: of the mass.
+        fields: Fields by name, as `receptive_fields` returns them.
+        shares: Shares of the mass, above 0 and at most 1.
 
     Returns:
         Rows with "stage" and, for every share, "50 % side px" and "50 % area" (share of the
@@ -188,13 +188,13 @@ def plot_receptive_fields(
     """Draw fields side by side on a logarithmic scale, with their central squares.
 
     Args:
-        fields: by name, each (H, W).
-        shares: of the mass that the squares hold.
-        cell: side in pixels of the squares that a field is averaged over to be drawn; fields of
+        fields: Fields by name, each (H, W).
+        shares: Shares of the mass that the squares hold.
+        cell: Side in pixels of the squares that a field is averaged over to be drawn; fields of
             noise are speckled. The central squares are those of the field itself.
 
     Raises:
-        ValueError: a field's sides are no multiples of the cell.
+        ValueError: A field's sides are no multiples of the cell.
 
     Example:
         >>> figure = plot_receptive_fields({"stage": np.full((10, 10), 0.01)})

@@ -23,10 +23,10 @@ class CorruptionErrors(NamedTuple):
     """Top-1 errors of a classifier, 0 to 1.
 
     Attributes:
-        images: number of images they were counted on.
-        clean: error on the images as they are.
-        errors: by corruption, (S,), one for each severity measured.
-        severities: the severities measured.
+        images: Number of images that errors were counted on.
+        clean: Error on the images as they are.
+        errors: Errors by corruption, (S,), one for each severity measured.
+        severities: The severities measured.
     """
 
     images: int
@@ -53,20 +53,20 @@ def corruption_errors(
     into 8-bit RGB, corrupted and normalised again, as ImageNet-C's are corrupted after the crop.
 
     Args:
-        model: a timm model, or any module that maps images to logits.
-        data: with batches (images (B, 3, H, W) normalised, labels (B,)).
+        model: A timm model, or any module that maps images to logits.
+        data: A data module with batches (images (B, 3, H, W) normalised, labels (B,)).
         split: "val" or "test".
-        corruptions: their names; None takes all fifteen.
-        severities: of 1 to 5.
-        mean: that the images were normalised with, in units of [0, 1]; None takes what the data
-            module says.
-        std: alike.
-        limit: how many images are taken; None takes all.
-        seed: of what is random in the corruptions; together with the image's number.
+        corruptions: Names of corruptions; None takes all fifteen.
+        severities: Severities, 1 to 5.
+        mean: Mean that the images were normalised with, in units of [0, 1]; None takes what the
+            data module says.
+        std: Standard deviation that they were normalised with, likewise.
+        limit: Number of images to take; None takes all.
+        seed: Seed of what is random in the corruptions, together with the image's number.
 
     Raises:
-        ValueError: an unknown corruption, severity or split; no images; images whose
-            normalisation the data module does not say.
+        ValueError: A corruption, severity or split is unknown, or there are no images, or images
+            whose normalisation the data module does not say.
 
     Example:
         >>> import timm
@@ -129,11 +129,11 @@ def normalisation(source: Any) -> tuple[Any, Any]:
     """Return the mean and standard deviation that a source of images normalises with.
 
     Args:
-        source: has attributes `mean` and `std`, or a `transform` of torchvision with a
+        source: Has attributes `mean` and `std`, or a `transform` of torchvision with a
             `Normalize` in it.
 
     Raises:
-        ValueError: it has neither.
+        ValueError: It has neither.
 
     Example:
         >>> from lightning_overlock.data import DigitsDataModule
@@ -158,10 +158,10 @@ def corruption_rows(
     its mean over corruptions; the relative form has E minus the model's own clean error.
 
     Args:
-        found: by model, as `corruption_errors` returns them, of the same corruptions, severities
+        found: What `corruption_errors` returns, by model, of the same corruptions, severities
             and images.
-        baseline: name of the model that is 100 %; None leaves these columns out. (The paper's
-            is AlexNet.)
+        baseline: Name of the model that is 100 %; None leaves these columns out. (The paper's
+            is AlexNet.).
 
     Returns:
         Rows with "model", "clean error %", "corrupted error %" (mean over corruptions and
@@ -169,7 +169,7 @@ def corruption_rows(
         where the baseline makes no (relative) error to divide by.
 
     Raises:
-        ValueError: an unknown baseline, or models measured on different things.
+        ValueError: The baseline is unknown, or models were measured on different things.
 
     Example:
         >>> errors = CorruptionErrors(10, 0.1, {"fog": np.array([0.2, 0.4])}, (1, 2))
@@ -222,7 +222,7 @@ def plot_corruption_errors(found: dict[str, CorruptionErrors]) -> Figure:
     """Draw every model's error per corruption, means over severities, and per severity.
 
     Args:
-        found: by model, as `corruption_errors` returns them.
+        found: What `corruption_errors` returns, by model.
 
     Example:
         >>> errors = CorruptionErrors(10, 0.1, {"fog": np.array([0.2, 0.4])}, (1, 2))

@@ -60,10 +60,10 @@ def panels(
     """Return a figure of its own, not pyplot's, and its axes (rows, columns).
 
     Args:
-        rows: of panels.
-        columns: of panels.
-        width: of a panel in inches.
-        height: of a panel in inches.
+        rows: Number of rows of panels.
+        columns: Number of columns of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
 
     Example:
         >>> figure, axes = panels(2, 3)
@@ -115,10 +115,10 @@ def draw_overlay(axes: Axes, image: Tensor, values: NDArray[Any], title: str = "
     """Draw a map (h, w) of non-negative values over the grey image, its largest the brightest.
 
     Args:
-        axes: to draw in.
+        axes: Axes to draw in.
         image: (3, H, W).
         values: (h, w), enlarged to the image.
-        title: of the panel.
+        title: Title of the panel.
 
     Example:
         >>> figure, axes = panels(1, 1)
@@ -139,11 +139,11 @@ def draw_map(
     """Draw a map (h, w) in the coordinates of the image, with a bar that tells its values.
 
     Args:
-        axes: to draw in.
+        axes: Axes to draw in.
         values: (h, w).
-        size: height and width of the image in pixels.
-        title: of the panel.
-        label: what the values are, with their unit.
+        size: Height and width of the image in pixels.
+        title: Title of the panel.
+        label: What the values are, with their unit.
 
     Example:
         >>> figure, axes = panels(1, 1)

@@ -22,7 +22,7 @@ def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.M
     """Create a timm model.
 
     Args:
-        name: Of a timm model, with or without the tag of its weights.
+        name: Name of a timm model, with or without the tag of its weights.
         arguments: As typed by the user.
         kwargs: Arguments of `timm.create_model` that the user cannot set.
 

@@ -40,7 +40,7 @@ class DenseFeatures(nn.Module):
         reductions: [4, 8, 16, 32], input pixels per pixel of a map.
 
     Raises:
-        InputError: there is no such backbone, it has no map at one of the reductions (as plain
+        InputError: There is no such backbone, it has no map at one of the reductions (as plain
             vision transformers), or no overview.
     """
 
@@ -131,7 +131,7 @@ class DenseFeatures(nn.Module):
             here that are not among the weights and keep their values (the norms, for example).
 
         Raises:
-            RuntimeError: the weights belong to another network.
+            RuntimeError: The weights belong to another network.
         """
         given, unused = self._by_our_names(weights)
         own = self.state_dict()

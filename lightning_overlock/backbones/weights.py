@@ -146,7 +146,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     where an EMA was kept.
 
     Raises:
-        InputError: there is no such file, or it holds no weights.
+        InputError: There is no such file, or it holds no weights.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint file {path}")

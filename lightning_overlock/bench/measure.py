@@ -30,7 +30,7 @@ def multiply_adds(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -
     The model runs on the meta device, whatever its own: nothing is computed and nothing changes.
 
     Args:
-        model: takes (1, C, H, W).
+        model: A network that takes images (1, C, H, W).
         input_size: (C, H, W).
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -56,9 +56,9 @@ def time_interleaved(
     that another left behind.
 
     Args:
-        steps: named functions of no argument.
-        seconds: how long each of them runs; at least three rounds.
-        device: the device whose work is waited for.
+        steps: Named functions of no argument.
+        seconds: Seconds that each of them runs for; at least three rounds.
+        device: The device whose work is waited for.
     """
     candidates = {name: partial(second_run, step, device) for name, step in steps.items()}
     return interleaved_medians(candidates, seconds)

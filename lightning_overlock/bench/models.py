@@ -43,17 +43,17 @@ class Setting:
     """What models are measured with.
 
     Args:
-        batch_size: images in a batch.
-        size: height and width of the images.
-        device: where to run.
-        dtype: a key of `DTYPES`; other than float32, the models run under autocast to it.
-        channels_last: memory format of models and images.
-        inference_form: whether to merge branches and norms before inference.
-        features: whether to measure the feature maps instead of the logits.
-        train: whether to measure a training step too.
-        contmix_backend: gives models with ContMix a second row, the model as it is built (without
+        batch_size: Images in a batch.
+        size: Height and width of the images.
+        device: Device to run on.
+        dtype: A key of `DTYPES`; other than float32, the models run under autocast to it.
+        channels_last: Whether models and images have the channels last in memory.
+        inference_form: Whether to merge branches and norms before inference.
+        features: Whether to measure the feature maps instead of the logits.
+        train: Whether to measure a training step too.
+        contmix_backend: Gives models with ContMix a second row, the model as it is built (without
             `inference_form`) and with ContMix on this backend.
-        depthwise_backend: gives models with large depthwise convolutions another row, the model
+        depthwise_backend: Gives models with large depthwise convolutions another row, the model
             with these on this backend.
     """
 
@@ -90,11 +90,11 @@ def bench_models(
     """Measure timm models side by side; see `lightning bench --help`.
 
     Args:
-        names: any timm models.
-        setting: what they are measured with.
-        seconds: how long each figure is measured.
-        isolated: run each row of the table in a process of its own. Within one, memory that a
-            model has freed spares the next one fetching its own from the system.
+        names: Names of timm models.
+        setting: What they are measured with.
+        seconds: How long each figure is measured.
+        isolated: Whether to run each row of the table in a process of its own. Within one, memory
+            that a model has freed spares the next one fetching its own from the system.
 
     Returns:
         One row per model, the same keys in each: parameters in millions, multiply-adds of one
@@ -135,9 +135,9 @@ def profile_models(
     """Profile the steps that `bench_models` times, by operation, against the device's ceilings.
 
     Args:
-        names: any timm models.
-        setting: what they are measured with.
-        seconds: how long each of the two ceilings is measured.
+        names: Names of timm models.
+        setting: What they are measured with.
+        seconds: How long each of the two ceilings is measured.
 
     Returns:
         Rows of `lightning_overlock.bench.roofline.report` by title, which names the ceilings.

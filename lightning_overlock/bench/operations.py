@@ -67,10 +67,10 @@ def bench_contmix(
     Args:
         sizes: "BxHxWxK": images, height, width, window.
         groups: G.
-        channels: channels of a group.
-        device: where to run; "triton" is measured where it can run.
-        dtype: a key of `DTYPES`, of values, queries and tap_weights.
-        seconds: how long each backend is measured.
+        channels: Channels of a group.
+        device: Device to run on; "triton" is measured where it can run.
+        dtype: A key of `DTYPES`, the type of values, queries and tap_weights.
+        seconds: Seconds that each backend is measured for.
 
     Returns:
         One row per size and backend, unfold first: milliseconds and extra peak memory in MiB.
@@ -106,10 +106,10 @@ def bench_depthwise(
 
     Args:
         sizes: "BxCxHxWxK": images, channels, height, width, and kernel, a key of `BRANCHES`.
-        device: where to run; "onednn" is measured on a CPU, "triton" on a GPU only.
-        dtype: a key of `DTYPES`, of maps and kernels.
-        compiled: whether to measure torch.compile of "conv" too.
-        seconds: how long each backend is measured.
+        device: Device to run on; "onednn" is measured on a CPU, "triton" on a GPU only.
+        dtype: A key of `DTYPES`, the type of maps and kernels.
+        compiled: Whether to measure torch.compile of "conv" too.
+        seconds: Seconds that each backend is measured for.
 
     Returns:
         Rows per size, once with branches and once merged, and for each memory format and backend,
@@ -159,8 +159,8 @@ def bench_memory(
 
     Args:
         sizes: "BxNxDxC": sequences, tokens, channels, tokens of a chunk.
-        device: where to run.
-        seconds: how long each backend is measured.
+        device: Device to run on.
+        seconds: Seconds that each backend is measured for.
 
     Returns:
         One row per size and backend, vmap first: milliseconds and extra peak memory in MiB.

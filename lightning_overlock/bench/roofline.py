@@ -31,10 +31,10 @@ class Work:
     """What the calls of one operation did, or would take.
 
     Args:
-        calls: how many there were.
-        bytes: of all inputs and outputs.
-        flops: two for each multiply-add.
-        least_seconds: of all calls, each at the ceiling that binds it.
+        calls: Number of calls.
+        bytes: Bytes of all inputs and outputs.
+        flops: Floating-point operations, two for each multiply-add.
+        least_seconds: Least seconds of all calls, each at the ceiling that binds it.
     """
 
     calls: int = 0
@@ -61,8 +61,8 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the work of every operation that runs inside the block; `work` has it by name.
 
     Args:
-        bandwidth: bytes per second that the device copies, read and written both counted.
-        rate: operations per second of its matrix products, two for each multiply-add.
+        bandwidth: Bytes per second that the device copies, read and written both counted.
+        rate: Operations per second of its matrix products, two for each multiply-add.
     """
 
     def __init__(self, bandwidth: float, rate: float) -> None:
@@ -103,9 +103,10 @@ def seconds_by_operation(
     """Seconds that the device works for each operation in one run of `step`.
 
     Args:
-        step: has run once before.
-        names: of operations, as in `WorkCounter.work`. What an operation calls counts as its own.
-        device: whose time is measured: that of kernels on a GPU.
+        step: A function of no argument that has run once before.
+        names: Names of operations, as in `WorkCounter.work`. What an operation calls counts as its
+            own.
+        device: Device whose time is measured: that of kernels on a GPU.
 
     Returns:
         By name, longest first; what belongs to none of them under `OUTSIDE`.
@@ -134,10 +135,10 @@ def report(
     """Profile of a step beside its least times, as rows of a table.
 
     Args:
-        step: has run once before.
-        device: where it runs.
-        bandwidth: measured, bytes per second.
-        rate: measured, operations per second.
+        step: A function of no argument that has run once before.
+        device: Device that it runs on.
+        bandwidth: Measured bytes per second.
+        rate: Measured operations per second.
 
     Returns:
         One row for all operations, then the longest ones, the others and what is outside.

@@ -27,7 +27,7 @@ class EMA(Callback):
     by Ctrl-C and after training, too.
 
     Args:
-        decay: d, between 0 and 1; None turns the average off.
+        decay: Factor d of the average, between 0 and 1; None turns the average off.
         warmup: Let d rise with the step t as min(decay, 1 - (1 + t)^(-2/3)), for runs that are not
             many times longer than 1 / (1 - decay) steps.
 

@@ -13,7 +13,7 @@ def check_class_names(names: Sequence[str], source: str) -> None:
     Everything else is a name: spaces, quotes, brackets, `null`, 3e8, any script, any length.
 
     Args:
-        names: Of all classes.
+        names: Names of all classes.
         source: Where they are from, for the message.
 
     Raises:
@@ -66,7 +66,7 @@ def alike(names: Sequence[str]) -> list[str]:
     """Return the names that differ in case or Unicode's composition alone, in pairs: 'Cat' 'cat'.
 
     Args:
-        names: Of classes or folders.
+        names: Names of classes or folders.
     """
     first: dict[str, str] = {}
     pairs = []

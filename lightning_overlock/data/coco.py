@@ -48,8 +48,8 @@ class CocoImages:
         kind: What the items are for.
         transform: Training: augments (image, boxes, masks).
         empty: Training: keep images without objects.
-        seed: Of the augmentation.
-        max_pixels: Of one image; None is no limit.
+        seed: Seed of the augmentation.
+        max_pixels: Most pixels of one image; None is no limit.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class FolderImages:
     Args:
         folder: Where `files` lie.
         files: Paths relative to the folder; their places from 1 are the images' ids.
-        max_pixels: Of one image; None is no limit.
+        max_pixels: Most pixels of one image; None is no limit.
     """
 
     def __init__(self, folder: Path, files: list[str], max_pixels: int | None = MAX_PIXELS) -> None:

@@ -62,7 +62,7 @@ def read_annotations(
     """Return the usable annotations by their images: id, image_id, category_id, bbox, area, ...
 
     Args:
-        check: Of the json.
+        check: The check of the json.
         annotations: The json's annotations.
         images: The usable images.
         image_ids: The ids of all images in the json.

@@ -84,7 +84,7 @@ def read_coco(
             wants them if any object has one.
         skip_invalid: Leave invalid images, objects and parts of objects out and note how many.
         max_left_out: The largest share of the images, the boxes, or a class's boxes that may be.
-        max_pixels: Of one image; None is no limit.
+        max_pixels: Most pixels of one image; None is no limit.
 
     Raises:
         InputError: The file is no COCO json, or its boxes are such as no image has. Or, unless

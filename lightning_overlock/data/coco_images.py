@@ -32,10 +32,10 @@ def read_images(
     """Return the usable images by their ids.
 
     Args:
-        check: Of the json.
+        check: The check of the json.
         entries: The json's images.
         folder: Where their files are.
-        max_pixels: Of one image; None is no limit.
+        max_pixels: Most pixels of one image; None is no limit.
         sized: Hold the json's sizes against the files'; where it has none, theirs are taken.
 
     Raises:

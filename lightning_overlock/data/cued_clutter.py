@@ -121,18 +121,19 @@ class CuedClutterDataModule(DrawnDataModule):
     digits. Validation and test images are the same whatever the seed.
 
     Args:
-        batch_size: images per process and step.
-        digits: how many of the quadrants hold a digit.
-        classes: how many of the ten digits occur; as many as `digits` and each image shows all.
-        votes: strokes of the majority among the nine; 9 is the clearest sign, 5 the weakest.
-        debris: strokes that mean nothing in each quadrant.
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch, without end; False repeats the same.
-        num_workers: processes that draw images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        digits: How many of the quadrants hold a digit.
+        classes: How many of the ten digits occur; as many as `digits` and each image shows all.
+        votes: Strokes of the majority among the nine; 9 is the clearest sign, 5 the weakest.
+        debris: Strokes that mean nothing in each quadrant.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Whether to draw new training images in every epoch, without end; False repeats the
+            same.
+        num_workers: Processes that draw images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     title = "cued clutter"

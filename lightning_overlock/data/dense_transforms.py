@@ -140,7 +140,7 @@ class RandomVariedCrop(v2.Transform):
 
     Args:
         size: (height, width); a smaller image keeps its side.
-        largest_share: Of the labelled pixels that one class may have.
+        largest_share: Share of the labelled pixels that one class may have.
     """
 
     def __init__(self, size: tuple[int, int], largest_share: float) -> None:

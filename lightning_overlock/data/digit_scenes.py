@@ -45,7 +45,7 @@ class SceneOptions:
         digit_sizes: Smallest and largest side of a digit's square in pixels.
         least_visible: Share of its ink that every digit keeps; 1 is no overlap.
         texture: Strength of the canvas's texture, from 0 (one colour) to 1.
-        seed: Of digits, places, sizes, tints and textures.
+        seed: Seed of digits, places, sizes, tints and textures.
     """
 
     canvas: int = 128

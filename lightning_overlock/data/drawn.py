@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
     Attributes:
         canvases: (N, C, H, W) uint8; C is 1 or 3, ink is 255.
         labels: (N,) int64.
-        facts: what else is known of each image, (N,) each; predictions are named after it.
+        facts: What else is known of each image, (N,) each; predictions are named after it.
     """
 
     canvases: NDArray[np.uint8]
@@ -43,16 +43,16 @@ class DrawnImages:
     the number of images nor of the order they are asked for in. The blocks of one epoch are kept.
 
     Args:
-        draw: makes a block.
-        title: what predictions are called.
-        split: which split.
-        images: number of images.
-        fresh: other images in every epoch; otherwise epoch 0's for ever.
-        seed: of everything random.
-        named: items are (image, name) instead of (image, label). The name ends with the label and
-            the facts.
-        mean: of a pixel in [0, 1], over training images.
-        std: of a pixel in [0, 1], over training images.
+        draw: Makes a block.
+        title: What predictions are called.
+        split: The split that is drawn.
+        images: Number of images.
+        fresh: Whether every epoch has other images; otherwise epoch 0's for ever.
+        seed: Seed of everything random.
+        named: Whether items are (image, name) instead of (image, label). The name ends with the
+            label and the facts.
+        mean: Mean of a pixel in [0, 1], over training images.
+        std: Standard deviation of a pixel in [0, 1], over training images.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class DrawnDataModule(BaseDataModule):
     """Training images without end and fixed validation and test images; a task adds `draws`.
 
     Args:
-        batch_size: images per process and step.
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch; False repeats the same.
-        num_workers: processes that draw images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Whether to draw new training images in every epoch; False repeats the same.
+        num_workers: Processes that draw images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     title: str

@@ -311,8 +311,8 @@ class ImageFiles:
         files: Paths relative to the folder.
         labels: A class index for each file; None makes items (image, path) instead.
         transform: Makes a tensor (3, H, W) of a PIL image; may draw random numbers.
-        seed: Of those.
-        max_pixels: Of one image; None is no limit.
+        seed: Seed of those.
+        max_pixels: Most pixels of one image; None is no limit.
     """
 
     def __init__(

@@ -90,21 +90,23 @@ class KeyValueGridDataModule(DrawnDataModule):
     the images are not. Validation and test images are the same whatever the seed.
 
     Args:
-        batch_size: images per process and step.
-        grid: patches per side; 8 gives images of 32 pixels, 12 of 48.
-        keys: how many shapes occur.
-        pairs: pairs in an image, of as many shapes.
-        colours: how many colours occur, which are the classes.
-        repeats: how often each pair stands on the grid.
-        copies: how often the query stands in the last row; more of them teach faster.
-        query_first: turn the grid round, so that the query comes before all pairs in the raster.
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch, without end; False repeats the same.
-        num_workers: processes that draw images; it costs so little that none is needed.
+        batch_size: Images per process and step.
+        grid: Patches per side; 8 gives images of 32 pixels, 12 of 48.
+        keys: How many shapes occur.
+        pairs: Number of pairs in an image, of as many shapes.
+        colours: How many colours occur, which are the classes.
+        repeats: How often each pair stands on the grid.
+        copies: How often the query stands in the last row; more of them teach faster.
+        query_first: Whether to turn the grid round, so that the query comes before all pairs in the
+            raster.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Whether to draw new training images in every epoch, without end; False repeats the
+            same.
+        num_workers: Processes that draw images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     title = "key-value grid"

@@ -35,7 +35,7 @@ class MatchedPairs(NamedTuple):
 
     Attributes:
         pairs: (image, label map), sorted, relative to their folders.
-        problems: Of files that have no counterpart.
+        problems: What is wrong with files that have no counterpart.
         found: The files in the images' folder.
     """
 
@@ -88,7 +88,7 @@ def size_problems(
 
     Args:
         pairs: The files.
-        max_pixels: Of one image; None is no limit.
+        max_pixels: Most pixels of one image; None is no limit.
 
     Returns:
         What is against each pair, None if nothing is; and the label maps' number of pixels.

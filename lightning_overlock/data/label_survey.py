@@ -102,7 +102,7 @@ def judge(
         contents: What is in them.
         code: Which value is which class.
         names: Those of the classes.
-        folder: Of the label maps, for messages.
+        folder: Folder of the label maps, for messages.
         training: They are trained on, so that one class alone is an error.
         skip: Label maps that cannot be used are left out when they are read.
         max_left_out: Largest share of label maps that may be of no use.
@@ -164,7 +164,7 @@ def numbered_classes(
     Args:
         contents: What is in all label maps.
         reduce_zero_label: 0 is no class.
-        folder: Of the label maps, for messages.
+        folder: Folder of the label maps, for messages.
 
     Raises:
         InputError: The values do not look like the numbers of classes.

@@ -162,18 +162,19 @@ class PathfinderDataModule(DrawnDataModule):
     the seed.
 
     Args:
-        batch_size: images per process and step.
-        image_size: side of the canvas in pixels.
-        length: dashes of a path.
-        distractors: shorter paths, half as long; where there is no room there are fewer.
+        batch_size: Images per process and step.
+        image_size: Side of the canvas in pixels.
+        length: Number of dashes of a path.
+        distractors: Number of shorter paths, half as long; where there is no room there are fewer.
         curriculum: `length` in the first training epochs, one number each, for example [3, 4].
-        train_images: training images per epoch.
-        eval_images: validation images, and as many test images.
-        fresh: draw new training images in every epoch, without end; False repeats the same.
-        num_workers: processes that draw images; it costs so little that none is needed.
+        train_images: Training images per epoch.
+        eval_images: Validation images, and as many test images.
+        fresh: Whether to draw new training images in every epoch, without end; False repeats the
+            same.
+        num_workers: Processes that draw images; it costs so little that none is needed.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
 
     title = "pathfinder"

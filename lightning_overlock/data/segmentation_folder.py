@@ -70,8 +70,8 @@ class LabelledImages:
         pairs: (image, label map), paths relative to those.
         code: Which value is which class.
         transform: Augments (image uint8, labels uint8); may draw random numbers.
-        seed: Of those.
-        max_pixels: Of one image; None is no limit.
+        seed: Seed of those.
+        max_pixels: Most pixels of one image; None is no limit.
     """
 
     def __init__(

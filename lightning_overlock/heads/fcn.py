@@ -11,9 +11,9 @@ class FCNHead(nn.Module):
     Args:
         channels: C of the map, for example `features.channels[2]`.
         num_classes: Width of the output.
-        width: Of the convolutions.
+        width: Channels of the convolutions.
         depth: Number of convolutions.
-        dropout: Of whole channels before the classifier.
+        dropout: Probability of dropping a channel before the classifier.
     """
 
     def __init__(

@@ -80,13 +80,13 @@ def mask_rcnn(
     Args:
         features: The backbone.
         num_classes: Number of classes, the background not counted.
-        masks: With mask head.
+        masks: Whether there is a mask head.
         min_size: Short side after resizing, in pixels. Of several, training draws one per image
             and evaluation takes the last.
         max_size: Limit of the long side.
         fpn_width: C of the pyramid.
-        box_head_width: Of the two layers of the box head.
-        mask_head_width: Of the four convolutions of the mask head.
+        box_head_width: Features of the two layers of the box head.
+        mask_head_width: Channels of the four convolutions of the mask head.
         anchor_scale: Side of a square anchor over the stride (4 to 64) of its level.
         proposals: RPN boxes per image that are kept after NMS.
         rpn_batch_size: Anchors per image that the RPN's loss is computed of.

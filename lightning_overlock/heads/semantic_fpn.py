@@ -16,9 +16,9 @@ class SemanticFPNHead(nn.Module):
     Args:
         channels: C of the maps, finest first, each half as large as the one before.
         num_classes: Width of the output.
-        width: Of the summed levels.
-        pyramid_width: Of the feature pyramid.
-        dropout: Of whole channels before the classifier.
+        width: Channels of the summed levels.
+        pyramid_width: Channels of the feature pyramid.
+        dropout: Probability of dropping a channel before the classifier.
     """
 
     def __init__(

@@ -16,9 +16,9 @@ class UPerHead(nn.Module):
     Args:
         channels: C of the maps, finest first.
         num_classes: Width of the output.
-        width: Of the pyramid.
+        width: Channels of the pyramid.
         pool_scales: Sides of the grids that the last map is pooled to.
-        dropout: Of whole channels before the classifier.
+        dropout: Probability of dropping a channel before the classifier.
     """
 
     def __init__(

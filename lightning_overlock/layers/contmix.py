@@ -27,16 +27,17 @@ class ContMix(nn.Module):
     Args:
         dim: C of input and output.
         context_dim: C of the context; None where `forward` gets no context and x is its own.
-        kernel_size: K, odd.
-        small_kernel: size of the kernel of the first half of the channels; 0 or None gives all of
-            them the KxK kernel.
-        num_heads: heads; there are 2 * num_heads channel groups, each with kernels of its own.
-        context_grid: side of the pooled context.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        kernel_size: Side K of the large kernel in pixels, odd.
+        small_kernel: Side in pixels of the kernel of the first half of the channels; 0 or None
+            gives all of them the KxK kernel.
+        num_heads: Heads H; the channels fall into 2 H groups, each with kernels of its own.
+        context_grid: Side in cells of the grid that the context is pooled to.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Raises:
-        ConfigError: sizes that do not divide, an even kernel, a small kernel that is not smaller.
+        ConfigError: Channels do not divide by the groups, a kernel is even, or the small kernel is
+            not smaller.
     """
 
     def __init__(

@@ -35,9 +35,9 @@ class GlobalResponseNorm(nn.Module):
 
     Args:
         channels: C.
-        eps: added to the mean response.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        eps: Added to the mean response before dividing by it.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class ChannelScale(nn.Module):
 
     Args:
         channels: C.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class ConvMlp(nn.Module):
 
     Args:
         in_channels: C of the input.
-        hidden_channels: width between the two 1x1 convolutions.
+        hidden_channels: Channels between the two 1x1 convolutions.
         out_channels: C of the output.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(

@@ -43,13 +43,14 @@ class ConvNorm(nn.Module):
     Args:
         in_channels: C of the input.
         out_channels: C of the output.
-        kernel_size: odd; the padding keeps the map's size at stride 1.
-        stride: of the convolution.
-        dilation: of the convolution.
-        groups: of the convolution.
-        bias: give the convolution a bias as the release does before some norms.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        kernel_size: Side of the kernel in pixels, odd; the padding keeps the map's size at stride
+            1.
+        stride: Stride of the convolution.
+        dilation: Pixels between the taps of the convolution.
+        groups: Channel groups of the convolution.
+        bias: Whether to give the convolution a bias as the release does before some norms.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class NormConv(nn.Module):
     Args:
         in_channels: C of the input.
         out_channels: C of the output.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(
@@ -140,8 +141,8 @@ class ResidualDepthwise(nn.Module):
 
     Args:
         channels: C.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(

@@ -14,9 +14,9 @@ class DepthwiseConv(nn.Conv2d):
     Args:
         channels: C.
         kernel_size: K, odd.
-        dilation: distance of the kernel's taps.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        dilation: Pixels between the kernel's taps.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
     """
 
     def __init__(

@@ -34,13 +34,13 @@ class DilatedReparamConv(nn.Module):
     Args:
         channels: C.
         kernel_size: K, a key of `BRANCHES`.
-        dilation: factor on the distances of all taps, for maps of a smaller stride than the
+        dilation: Factor on the distances of all taps, for maps of a smaller stride than the
             weights were trained with.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Raises:
-        ConfigError: no branches are defined for `kernel_size`.
+        ConfigError: No branches are defined for `kernel_size`.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ def large_depthwise(
         channels: C.
         kernel_size: K, a key of `BRANCHES`; or 3, which has no room for dilated branches and is a
             plain convolution.
-        dilation: distance of the kernel's taps.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        dilation: Pixels between the kernel's taps.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Raises:
-        ConfigError: another kernel size.
+        ConfigError: No branches are defined for `kernel_size`.
     """
     dd: dict[str, Any] = {"dilation": dilation, "device": device, "dtype": dtype}
     if kernel_size == 3:

@@ -36,9 +36,9 @@ def largest_step(dim: int, chunk_size: int, segment_chunks: int | Literal["all"]
     tokens and .003 with 4096, where Titans' code has .1 to 1 and ConvNeur's detector .001.
 
     Args:
-        dim: features of a token.
-        chunk_size: tokens in a chunk.
-        segment_chunks: chunks in a segment, or "all".
+        dim: Features of a token.
+        chunk_size: Tokens in a chunk.
+        segment_chunks: Chunks in a segment, or "all".
 
     Returns:
         The largest step.
@@ -53,8 +53,8 @@ def shuffled_order(count: int, device: torch.device | str = "cpu") -> Tensor:
     that it needs no generator and can be traced, compiled and exported.
 
     Args:
-        count: how many tokens there are.
-        device: where the permutation shall lie.
+        count: Number of tokens.
+        device: Device that the permutation is made on.
 
     Returns:
         (count,) int64: the place in raster order of the token that comes first, second, ...
@@ -85,20 +85,20 @@ class NeuralMemory(nn.Module):
     memory pass when asked for. A memory that is never written has none.
 
     Args:
-        dim: features of a token, D.
-        depth: layers of the memory's MLP, 1 to 3. Four gave NaN in its authors' hands.
-        expansion: hidden features of the MLP per feature of a token.
-        chunk_size: tokens in a chunk.
-        min_chunks: least number of chunks a map is cut into.
-        segment_chunks: chunks whose gradients are taken at the same weights; 1 is the papers'
+        dim: Features of a token, D.
+        depth: Layers of the memory's MLP, 1 to 3. Four gave NaN in its authors' hands.
+        expansion: Hidden features of the MLP per feature of a token.
+        chunk_size: Tokens in a chunk.
+        min_chunks: Least number of chunks a map is cut into.
+        segment_chunks: Chunks whose gradients are taken at the same weights; 1 is the papers'
             sequential formula, "all" takes all gradients at the initial memory.
-        max_step: upper end of the range (0, max_step) of a token's learned step, at most
+        max_step: Upper end of the range (0, max_step) of a token's learned step, at most
             `largest_step(dim, chunk_size, segment_chunks)`, which is the default: beyond it the
             memory diverges and training meets NaN.
-        step: whether every token's step is learned; else it is max_step / 2.
-        momentum: whether the memory has (learned) momentum.
-        decay: whether the memory has (learned) decay.
-        summary: how a chunk is summed up for its momentum and decay: attention pool or mean.
+        step: Whether every token's step is learned; else it is max_step / 2.
+        momentum: Whether the memory has (learned) momentum.
+        decay: Whether the memory has (learned) decay.
+        summary: How a chunk is summed up for its momentum and decay: attention pool or mean.
         scan: "raster"; "bidirectional", the mean of the read-outs of both directions, with
             shared weights; "whole", which writes the whole map and then reads it; or "shuffled",
             the control of the order: a permutation that is the same for all maps of a size.
@@ -108,16 +108,16 @@ class NeuralMemory(nn.Module):
             that sees the steps before it is larger than they were: with sequential chunks the
             memory grows exponentially (from 16 chunks on the outer gradient is past use), and
             `segment_chunks="all"`, for both directions, is the fair comparison.
-        readout_from: what reads the memory: the tokens' queries or, as a control, the keys that
+        readout_from: What reads the memory: the tokens' queries or, as a control, the keys that
             they are written under. Then there are no queries.
-        eval_chunk_size: tokens in a chunk in evaluation mode; None takes `chunk_size`. Steps keep
+        eval_chunk_size: Tokens in a chunk in evaluation mode; None takes `chunk_size`. Steps keep
             their range, or take the largest that is stable with chunks of this size.
-        label: what error messages call this memory.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        label: What error messages call this memory.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Raises:
-        ConfigError: an argument outside its range, or one that a memory without writing ignores.
+        ConfigError: An argument is outside its range, or one that a memory without writing ignores.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class NeuralMemory(nn.Module):
             (B, D, H, W).
 
         Raises:
-            FloatingPointError: the memory is not finite; says after which chunk. Not checked in
+            FloatingPointError: The memory is not finite; says after which chunk. Not checked in
                 compiled and exported code.
         """
         tokens = self._tokens(x)
@@ -325,7 +325,7 @@ class NeuralMemory(nn.Module):
             The matrices and gamma, each with a leading B.
 
         Raises:
-            ValueError: this memory is never written.
+            ValueError: This memory is never written.
         """
         if self.write == "none":
             raise ValueError(f"{self.label} is never written (write='none')")

@@ -24,11 +24,11 @@ def require_size(x: Tensor, least: int, name: str) -> Tensor:
 
     Args:
         x: (B, C, H, W).
-        least: the smallest height and width that is taken.
-        name: of the network.
+        least: The smallest height and width that is taken.
+        name: What the message calls the network.
 
     Raises:
-        ValueError: an image is smaller.
+        ValueError: The image is smaller than that.
     """
     height, width = map_size(x)
     if min(height, width) < least:

@@ -30,15 +30,15 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
     """Read the taps called `names` (all of them if none is given) while the block runs.
 
     Args:
-        model: a backbone of this package, or a module that contains one.
-        names: taps without their `_tap` ending, for example "gate", "kernel", "context_prior".
+        model: A backbone of this package, or a module that contains one.
+        names: Taps without their `_tap` ending, for example "gate", "kernel", "context_prior".
 
     Yields:
         A dictionary from the tap's path in `model`, for example "blocks3.0.gate", to the detached
         value of the last forward pass.
 
     Raises:
-        ValueError: the model has no tap of one of the names.
+        ValueError: The model has no tap of one of the names.
     """
     taps = {
         path.removesuffix("_tap"): module

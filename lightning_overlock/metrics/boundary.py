@@ -49,7 +49,7 @@ class TrimapIoU(MulticlassConfusionMatrix):
     Args:
         num_classes: Number of classes.
         ignore_index: Label of the pixels left out.
-        width: Of the band on either side of a boundary, in pixels.
+        width: Width of the band on either side of a boundary, in pixels.
 
     Raises:
         InputError: `width` is not positive.

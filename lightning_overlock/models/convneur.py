@@ -59,8 +59,8 @@ class MapAttention(nn.Module):
 
     Args:
         dim: D.
-        heads: number of heads.
-        head_dim: width of a head. One head of half the width is the non-local block of Wang et
+        heads: Number of attention heads.
+        head_dim: Width of a head. One head of half the width is the non-local block of Wang et
             al. (CVPR 2018, embedded Gaussian).
         dd: `device` and `dtype` of the parameters.
     """
@@ -120,8 +120,8 @@ class GlobalBranch(nn.Module):
     Args:
         dim: C.
         memory_dim: C_m.
-        operator: what looks at the map.
-        memory_options: arguments of `NeuralMemory`, for that operator.
+        operator: The module that looks at the whole map, (B, C, H, W) to (B, C, H, W).
+        memory_options: Arguments of `NeuralMemory`, for that operator.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -162,14 +162,14 @@ class Block(nn.Module):
     Args:
         dim: C.
         kernel_size: K of the depthwise convolution or of ContMix.
-        mlp_ratio: hidden width of the channel mixing over C.
-        drop_path: probability of leaving the branch out.
-        layer_scale: initial factor of the branch, per channel and learned; 0 for no factor.
-        fusion: how G meets F_loc; None if this block gets no G.
-        global_branch: this block's own, or None.
+        mlp_ratio: Hidden width of the channel mixing over C.
+        drop_path: Probability of leaving the branch out.
+        layer_scale: Initial factor of the branch, per channel and learned; 0 for no factor.
+        fusion: How G meets F_loc; None if this block gets no G.
+        global_branch: The block's own global branch, or None.
         contmix: `num_heads` and `context_grid` of a ContMix whose context is G, in place of the
             depthwise convolution; None keeps the convolution.
-        dilation: of the depthwise convolution; ContMix has none.
+        dilation: Pixels between the taps of the depthwise convolution; ContMix takes 1 only.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -232,10 +232,10 @@ class Stage(nn.Module):
     """Downsampling, the stage's global branch if there is one, and blocks.
 
     Args:
-        downsample: from the stage before.
-        global_branch: of the stage, or None.
-        blocks: the blocks.
-        reuse_global: whether G reaches every block or the first only.
+        downsample: Brings the map of the stage before to this one's size and width.
+        global_branch: The global branch at the start of the stage, or None.
+        blocks: The stage's blocks, first to last.
+        reuse_global: Whether G reaches every block or the first only.
     """
 
     def __init__(
@@ -272,67 +272,67 @@ class ConvNeur(nn.Module):
     where it is known.
 
     Args:
-        num_classes: width of the classifier; 0 for none.
-        in_chans: channels of the image.
+        num_classes: Width of the classifier; 0 for none.
+        in_chans: Channels of the image.
         global_pool: timm's pooling type of the head.
-        dims: channels of the four stages.
-        depths: blocks of the four stages.
+        dims: Channels of the four stages.
+        depths: Blocks of the four stages.
         kernel_size: K of the depthwise convolutions, odd, one number or one per stage.
-        patch_size: side of the patches that the first layer cuts the image into, and so pixels of
+        patch_size: Side of the patches that the first layer cuts the image into, and so pixels of
             the image per pixel of the first map; 2 and 1 are for small images.
-        mlp_ratio: hidden width of the channel mixing over the stage's width.
-        layer_scale: initial value of the branches' learned factors; 0 for no factors.
-        init_std: standard deviation of the initial weights of convolutions and linear layers but
+        mlp_ratio: Hidden width of the channel mixing over the stage's width.
+        layer_scale: Initial value of the branches' learned factors; 0 for no factors.
+        init_std: Standard deviation of the initial weights of convolutions and linear layers but
             those of the memory. .02 is ConvNeXt's, for widths in the hundreds; in a narrow network
             branches and gates then start so near to nothing that a short training does not open
             them.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier ones rise linearly to it.
-        global_placement: a global branch in no stage, at the start of each "stage", or in every
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; earlier ones rise linearly to it.
+        global_placement: A global branch in no stage, at the start of each "stage", or in every
             "block".
-        global_operator: what the global branch looks with: the neural "memory",
+        global_operator: What the global branch looks with: the neural "memory",
             "linear_attention" (one head, over the whole map), "self_attention" (heads of 16), a
             "non_local" block or "cbam" (whose batch norm cannot train on one image of less than
             64 pixels).
-        fusion: how G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1; or
+        fusion: How G modulates F_loc: "gate", sigmoid(G) * F_loc; "add"; "concat" and a 1x1; or
             "none", where G is the context of ContMix and nothing else.
-        reuse_global: with placement "stage", whether G reaches all blocks of the stage or the
+        reuse_global: With placement "stage", whether G reaches all blocks of the stage or the
             first only. The paper does not say; the first only is what its figures for
             concatenation imply (.697 M parameters and .1 G more are one 1x1 per stage).
         memory_dim: C_m, width of the global branch; None is twice the first stage's width.
-        chunk_size: tokens of a chunk, one number or one per stage. Only the memory has chunks.
-        min_chunks: least number of chunks a map is cut into; 1 is the paper to the letter, where
+        chunk_size: Tokens of a chunk, one number or one per stage. Only the memory has chunks.
+        min_chunks: Least number of chunks a map is cut into; 1 is the paper to the letter, where
             stages of one chunk read the initial memory and train nothing that writes it. A
             single token (H/32 of a 32 pixel image) is written before it is read.
-        segment_chunks: chunks whose gradients are taken at the same weights, or "all".
-        max_step: largest step of a token; None is the largest stable one, see
+        segment_chunks: Chunks whose gradients are taken at the same weights, or "all".
+        max_step: Largest step of a token; None is the largest stable one, see
             `layers.neural_memory.largest_step`.
-        momentum: whether the memory has momentum.
-        decay: whether the memory has decay.
-        memory_depth: layers of the memory, 1 to 3.
-        scan: order of writing and reading: "raster", "bidirectional", "whole", or, as a control,
+        momentum: Whether the memory has momentum.
+        decay: Whether the memory has decay.
+        memory_depth: Layers of the memory, 1 to 3.
+        scan: Order of writing and reading: "raster", "bidirectional", "whole", or, as a control,
             "shuffled", a permutation that is the same for all maps of a size.
         memory_write: "descent" on the memory's error, or a control: "ascent" of the same size, or
             "none" for a memory that is read and never written. Compare ascent and descent with
             `segment_chunks="all"`: where one chunk's gradient sees the steps of those before it,
             ascent grows exponentially.
-        readout_from: what the memory is read with: the tokens' own "query" or, as a control, the
+        readout_from: What the memory is read with: the tokens' own "query" or, as a control, the
             "key" that they are written under.
-        eval_chunk_size: tokens of a chunk in evaluation, one number or one per stage; None takes
+        eval_chunk_size: Tokens of a chunk in evaluation, one number or one per stage; None takes
             `chunk_size`. Weights do not depend on it.
         local_mixer: "conv", the depthwise convolution, or "contmix": in the blocks that get a
             read-out its place is taken by OverLoCK's dynamic convolution of the same K, with the
             read-out as context (ours, no paper has it). A map smaller than K is resized for it.
-        contmix_heads: heads of that ContMix, one number or one per stage; a stage's width must be
+        contmix_heads: Heads of that ContMix, one number or one per stage; a stage's width must be
             a multiple of four times as many.
-        contmix_grid: side of the pooled context of that ContMix.
+        contmix_grid: Side of the pooled context of that ContMix.
         output_stride: 32, or 16 or 8 for dense prediction: maps of a larger stride keep the size
             at that one, and their convolutions are dilated instead.
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Raises:
-        ConfigError: an unknown or impossible value or combination.
+        ConfigError: A value is unknown or impossible, or a combination makes no sense.
     """
 
     def __init__(
@@ -546,7 +546,7 @@ class ConvNeur(nn.Module):
         """Replace the classifier.
 
         Args:
-            num_classes: of the new one; 0 for none.
+            num_classes: Classes of the new classifier; 0 removes it.
             global_pool: timm's pooling type; None keeps it.
         """
         self.num_classes = num_classes
@@ -565,17 +565,17 @@ class ConvNeur(nn.Module):
 
         Args:
             x: (B, C_in, H, W).
-            indices: stages; the last n for an integer, all for None.
-            norm: part of timm's interface; there is no norm between the stages and the pool.
-            stop_early: leave out stages after the last one asked for.
+            indices: Stages; the last n for an integer, all for None.
+            norm: Part of timm's interface; there is no norm between the stages and the pool.
+            stop_early: Leave out stages after the last one asked for.
             output_fmt: "NCHW".
-            intermediates_only: return only the maps.
+            intermediates_only: Return only the maps.
 
         Returns:
             The maps, or the last map computed and the maps.
 
         Raises:
-            ValueError: another `output_fmt`, or an image of less than 8 times the patch size.
+            ValueError: `output_fmt` is not NCHW, or an image of less than 8 times the patch size.
         """
         del norm
         if output_fmt != "NCHW":
@@ -598,9 +598,9 @@ class ConvNeur(nn.Module):
         """Remove what the chosen stages do not need.
 
         Args:
-            indices: stages to keep; the last n for an integer.
-            prune_norm: part of timm's interface; the only norm after the stages is the head's.
-            prune_head: remove the classifier.
+            indices: Stages to keep; the last n for an integer.
+            prune_norm: Part of timm's interface; the only norm after the stages is the head's.
+            prune_head: Remove the classifier.
 
         Returns:
             The indices of the stages kept.
@@ -631,8 +631,8 @@ class ConvNeur(nn.Module):
         """(B, C_in, H, W), at least 8 patches a side, to logits (B, classes).
 
         Raises:
-            ValueError: a smaller image.
-            FloatingPointError: a memory that is not finite, with its stage and chunk (outside
+            ValueError: The image is smaller than that.
+            FloatingPointError: A memory is not finite; says at which stage and chunk (not in
                 compiled and exported code).
         """
         return self.forward_head(self.forward_features(x))

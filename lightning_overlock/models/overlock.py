@@ -69,10 +69,10 @@ class StaticBlock(nn.Module):
     Args:
         dim: C.
         kernel_size: K of the static depthwise convolution.
-        mlp_ratio: hidden width of the MLP over C.
-        drop_path: probability of leaving the branch out.
-        layer_scale: scale the identity per channel.
-        dilation: of the static depthwise convolution.
+        mlp_ratio: Hidden width of the MLP over C.
+        drop_path: Probability of leaving the branch out.
+        layer_scale: Whether the identity is scaled by a learned factor per channel.
+        dilation: Pixels between the taps of the static depthwise convolution.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -115,9 +115,9 @@ class MemoryBlock(nn.Module):
 
     Args:
         dim: C.
-        memory_dim: width of the memory.
-        drop_path: probability of leaving the branch out.
-        memory_options: other arguments of `NeuralMemory`.
+        memory_dim: Width of the memory.
+        drop_path: Probability of leaving the branch out.
+        memory_options: The other arguments of `NeuralMemory`.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -156,12 +156,12 @@ class StaticStage(nn.Module):
     Args:
         in_channels: C of the input; None where the stem has brought the map to its size.
         dim: C of the blocks.
-        drop_path: one probability per block.
-        kernel_size, mlp_ratio, layer_scale: of each `StaticBlock`.
-        memory: arguments of a `MemoryBlock` that takes the place of every static block; None
+        drop_path: The probability of leaving the branch out, one per block.
+        kernel_size, mlp_ratio, layer_scale: Arguments of each `StaticBlock`.
+        memory: Arguments of a `MemoryBlock` that takes the place of every static block; None
             for static blocks.
-        stride: of the downsampling; 1 keeps the map's size.
-        dilation: of each `StaticBlock`.
+        stride: Stride of the downsampling convolution; 1 keeps the map's size.
+        dilation: Argument of each `StaticBlock`.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -208,20 +208,23 @@ class DynamicBlock(nn.Module):
         dim: C of the features.
         context_dim: C of the context; 0 where the features are their own context.
         kernel_size: K of the dynamic and of the local static kernel.
-        num_heads: of ContMix.
-        mlp_ratio: hidden width of the MLP over `dim`.
-        drop_path: probability of leaving a branch out.
-        blend_prior: the context is a scaled sum of the last block's and the context prior; False
-            in the first block, whose context is the prior itself.
+        num_heads: Heads of ContMix; the channels fall into twice as many groups, each with kernels
+            of its own.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        drop_path: Probability of leaving a branch out.
+        blend_prior: Whether the context is a scaled sum of the last block's and the context prior;
+            False in the first block, whose context is the prior itself.
         mixer: "contmix", or "static" for the local kernel alone.
-        gate: multiply by the gate.
-        feature_guidance: the value is made from features and context, not from features alone.
-        kernel_guidance: the kernels' keys come from the context, not from the features.
-        context_update: the block passes an updated context on; without, every block takes the
+        gate: Whether the mixed value is multiplied by a gate made from features and context.
+        feature_guidance: Whether the value is made from features and context; False takes features
+            alone.
+        kernel_guidance: Whether the kernels' keys come from the context; False takes the features.
+        context_update: The block passes an updated context on; without, every block takes the
             prior and makes features only.
-        small_kernel: of ContMix.
-        context_grid: of ContMix.
-        dilation: of the local static kernel; the dynamic ones have none.
+        small_kernel: Side in pixels of ContMix's small kernel; None gives all channels the large
+            one.
+        context_grid: Side in cells of the grid that ContMix pools the context to.
+        dilation: Pixels between the taps of the local static kernel; dynamic kernels have 1.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -335,14 +338,14 @@ class FocusStage(nn.Module):
         in_channels: C and Ch of the input's features and context; None without downsampling.
         dim: C of the blocks.
         context_dim: Ch; 0 where the features are their own context.
-        drop_path: one probability per block.
-        blend_prior: whether the blocks blend the prior into the context.
-        blend_first: whether already the first block does.
-        context_update: of `DynamicBlock`.
-        stride: of the downsampling; 1 keeps the map's size.
-        device: where the parameters lie.
-        dtype: of the parameters.
-        block_args: the other arguments of every `DynamicBlock`.
+        drop_path: The probability of leaving the branch out, one per block.
+        blend_prior: Whether the blocks blend the prior into the context.
+        blend_first: Whether the first block does so too.
+        context_update: Argument of every `DynamicBlock`.
+        stride: Stride of the downsampling convolution; 1 keeps the map's size.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
+        block_args: The other arguments of every `DynamicBlock`.
     """
 
     def __init__(
@@ -464,7 +467,7 @@ class OverviewHead(nn.Module):
 
     Args:
         dim: C.
-        num_classes: width of the output.
+        num_classes: Width of the output.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -483,10 +486,10 @@ class ClassifierHead(nn.Module):
 
     Args:
         in_features: C of the input.
-        hidden_size: the head's width.
-        num_classes: width of the output; 0 leaves the classifier out.
+        hidden_size: Channels of the head's hidden layer.
+        num_classes: Width of the output; 0 leaves the classifier out.
         pool_type: timm's pooling name; "" leaves pooling out.
-        drop_rate: dropout before the classifier.
+        drop_rate: Dropout before the classifier.
         dd: `device` and `dtype` of the parameters.
     """
 
@@ -537,7 +540,7 @@ def roll_batch(prior: Tensor) -> Tensor:
     """Give every image of a batch (B, ...) what belongs to the one before it.
 
     Raises:
-        ConfigError: there is one image only.
+        ConfigError: There is one image only.
     """
     # On the meta device there is only a cost to be counted.
     if prior.shape[0] == 1 and not prior.is_meta:
@@ -596,9 +599,9 @@ def check_overview(overview: str, missing: bool, memory_options: list[str]) -> N
     """Raise a ConfigError for a setting of the overview that nothing is left for.
 
     Args:
-        overview: what its blocks are.
-        missing: there is no Overview-Net.
-        memory_options: settings of a memory that are not at their default.
+        overview: What the Overview-Net's blocks are.
+        missing: Whether there is no Overview-Net.
+        memory_options: The settings of a memory that are not at their default.
     """
     if overview not in get_args(Overview):
         raise ConfigError(f"overview is {overview!r}; expected one of {list(get_args(Overview))}")
@@ -617,52 +620,53 @@ class OverLoCK(nn.Module):
     a switch that is off removes its parameters and its cost.
 
     Args:
-        in_chans: channels of the image.
-        num_classes: classes; 0 makes `forward` return pooled features.
+        in_chans: Channels of the image.
+        num_classes: Classes of the classifier; 0 makes `forward` return pooled features.
         global_pool: timm's pooling name.
         dims: C1 to C4, the channels at H/4 to H/32.
-        depths: blocks of Base-Net's three stages and of Overview-Net.
-        focus_depths: blocks of Focus-Net at H/16 and H/32.
-        num_heads: heads of ContMix at H/16 and H/32.
+        depths: Blocks of Base-Net's three stages and of Overview-Net.
+        focus_depths: Blocks of Focus-Net at H/16 and H/32.
+        num_heads: Heads of ContMix at H/16 and H/32.
         kernel_sizes: K at H/4 to H/32, each 3 to 17 and odd.
-        stem_stride: pixels of the image per pixel of the first map. The maps that are called H/4
+        stem_stride: Pixels of the image per pixel of the first map. The maps that are called H/4
             to H/32 here and in the paper lie at 1, 2, 4 and 8 times this stride; 2 and 1 are for
             small images.
         mlp_ratio: MLP width of static blocks.
         focus_mlp_ratio: MLP width of dynamic blocks.
-        head_hidden_size: width of the classifier's hidden layer.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier blocks lie on a linear ramp
+        head_hidden_size: Width of the classifier's hidden layer.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks lie on a linear ramp
             over Base-Net, Overview-Net and Focus-Net.
-        overview_head: build the auxiliary classifier that `forward_overview` needs; see
+        overview_head: Whether to build the auxiliary classifier that `forward_overview` needs; see
             `add_overview_head`.
-        dds: deep-stage decomposition (section 3.2). Without it the network is a plain pyramid in
+        dds: Deep-stage decomposition (section 3.2). Without it the network is a plain pyramid in
             which the dynamic blocks stand behind the static ones and are their own context.
         mixer: "contmix", or "static" for dynamic blocks with the large static kernel alone.
-        gate: the gate of dynamic blocks.
-        feature_guidance: the context prior takes part in making the value.
-        kernel_guidance: the context prior makes the kernels' keys.
-        context_update: dynamic blocks pass an updated context on.
-        context_source: whose context prior guides Focus-Net: the image's "own"; or, as controls,
+        gate: Whether dynamic blocks multiply what they mixed by a gate (section 3.3).
+        feature_guidance: Whether the context prior takes part in making the value.
+        kernel_guidance: Whether the context prior makes the kernels' keys.
+        context_update: Whether dynamic blocks pass an updated context on.
+        context_source: Whose context prior guides Focus-Net: the image's "own"; or, as controls,
             that of another image of the batch ("shuffled": every image takes its predecessor's,
             in training and in evaluation) or none ("zero": the context starts at zero, and
             there is no Overview-Net and no auxiliary classifier).
-        small_kernel: the small kernel of half of the channels, one number or one each for H/16
+        small_kernel: The small kernel of half of the channels, one number or one each for H/16
             and H/32; 0 or None for large kernels alone (`timm.create_model` leaves out arguments
             that are None).
-        context_grid: side of the pooled context.
-        overview: what the Overview-Net's blocks are: "static", or "memory" for ConvNeur's neural
+        context_grid: Side of the pooled context.
+        overview: What the Overview-Net's blocks are: "static", or "memory" for ConvNeur's neural
             memory over the map's tokens in their place (ours, no paper has it). Without
             decomposition the same blocks stand at H/32 of the pyramid.
-        overview_memory_dim: width of that memory; None is C4/4, as the context prior has.
-        overview_chunk_size: tokens of its chunks; 7 are a row of the overview of 224 pixels.
-        overview_scan: its order of writing and reading, see `layers.NeuralMemory`. "whole" lets
-            every pixel see all others.
+        overview_memory_dim: Width of that memory; None is C4/4, as the context prior has.
+        overview_chunk_size: Tokens of that memory's chunks; 7 are a row of the overview of 224
+            pixels.
+        overview_scan: That memory's order of writing and reading, see `layers.NeuralMemory`.
+            "whole" lets every pixel see all others.
         output_stride: 32, or 16 or 8 for dense prediction: maps of a larger stride keep the size
             at that one, and their large static kernels are dilated instead (dynamic kernels and
             3x3 convolutions are not).
-        device: where the parameters lie.
-        dtype: of the parameters.
+        device: Device that the parameters are made on; None is torch's default.
+        dtype: Floating-point type of the parameters; None is torch's default.
 
     Attributes:
         overview_index: Place of the Overview-Net's map in `feature_info`, None where the model
@@ -670,7 +674,7 @@ class OverLoCK(nn.Module):
             treats such models in a way of their own asks for it, never for a class or a count.
 
     Raises:
-        ConfigError: a combination of switches in which one of them would do nothing.
+        ConfigError: One of the given switches would do nothing beside the others.
     """
 
     overview_index: int | None
@@ -984,12 +988,12 @@ class OverLoCK(nn.Module):
 
         Args:
             x: (B, in_chans, H, W).
-            indices: places in `feature_info`: H/4, H/8, H/16, H/32 and, as the fifth, the
+            indices: Places in `feature_info`: H/4, H/8, H/16, H/32 and, as the fifth, the
                 Overview-Net's output; an int takes that many of the last, None takes all.
-            norm: there is no final norm; accepted for timm.
-            stop_early: compute nothing beyond what the maps need.
+            norm: There is no final norm; accepted for timm.
+            stop_early: Whether to compute nothing beyond what the maps need.
             output_fmt: "NCHW".
-            intermediates_only: leave the final features out.
+            intermediates_only: Whether to leave the final features out.
 
         Returns:
             The maps, or (final features, maps).
@@ -1041,7 +1045,7 @@ class OverLoCK(nn.Module):
         """Map (B, in_chans, H, W) to the logits and the Overview-Net's logits in one pass.
 
         Raises:
-            ValueError: the model was built without `overview_head`.
+            ValueError: The model was built without `overview_head`.
         """
         if self.overview_head is None:
             raise ValueError("the model has no auxiliary head; build it with overview_head=True")
@@ -1198,8 +1202,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     to train on, take the release's other form.)
 
     Args:
-        state_dict: by the release's names, or by ours already.
-        model: the `OverLoCK` to be filled.
+        state_dict: Weights by the release's names, or by ours already.
+        model: The `OverLoCK` to be filled.
 
     Returns:
         By our names, in the shapes of `model` where only the layout differs. The auxiliary

@@ -34,7 +34,7 @@ def read_memory(tokens: Tensor, weights: Weights) -> Tensor:
 
     Args:
         tokens: (..., N, D).
-        weights: the matrices of an MLP with exact GELU and no bias, from D to D, and gamma; their
+        weights: The matrices of an MLP with exact GELU and no bias, from D to D, and gamma; their
             leading dimensions broadcast with those of `tokens`.
 
     Returns:
@@ -85,23 +85,23 @@ def neural_memory(
             no later token would read may be left out.
         v: (B, W, D).
         step: (B, W), the size of every token's step, theta.
-        weights: the memory at the start: the matrices (d_in, d_out) of an MLP from D to D, and
+        weights: The memory at the start: the matrices (d_in, d_out) of an MLP from D to D, and
             gamma (D,); or all of them with a leading B.
-        chunk_size: tokens in a chunk.
+        chunk_size: Tokens in a chunk.
         momentum: (B, T), eta; T counts the chunks that are written, a remainder included if it
             is. None is no momentum.
         decay: (B, T), alpha. None is no decay.
-        segment_chunks: chunks in a segment, or "all".
-        write_remainder: whether the tokens of k after its last whole chunk are written, as a last
+        segment_chunks: Chunks in a segment, or "all".
+        write_remainder: Whether the tokens of k after its last whole chunk are written, as a last
             and shorter chunk (q reads the memory before that).
-        read_final: whether all of q, then of any length, is read from the final memory instead.
+        read_final: Whether all of q, then of any length, is read from the final memory instead.
 
     Returns:
         The read-outs, shaped like q and in its dtype, and the final weights with a leading B, in
         float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes that do not fit each other; a chunk or a segment below one.
+        ValueError: Shapes do not fit each other, or a chunk or a segment is below one.
     """
     _check(q, k, v, step, weights, chunk_size, segment_chunks, read_final)
     batch, tokens = _plain(k.shape[:2])
@@ -180,10 +180,10 @@ def _run(
     """Read and write consecutive chunks of equal length.
 
     Args:
-        state: before the first of the chunks.
-        part: q, k, v, step, momentum and decay of these chunks.
-        first: index of the first of the chunks.
-        segment: chunks in a segment.
+        state: The memory before the first of the chunks.
+        part: Slices q, k, v, step, momentum and decay of these chunks.
+        first: Index of the first of the chunks.
+        segment: Chunks in a segment.
 
     Returns:
         The read-outs (B, N, D) and the state after the last of the chunks.
@@ -215,7 +215,7 @@ def _descent(k: Tensor, v: Tensor, step: Tensor, weights: Weights) -> Weights:
         k: (B, G, L, D).
         v: (B, G, L, D).
         step: (B, G, L).
-        weights: with a leading B.
+        weights: The memory's weights, with a leading B.
 
     Returns:
         For every weight a tensor (B, G, ...).

@@ -29,7 +29,7 @@ class Position:
         step: Optimiser steps.
         ended: Whether the epoch has ended, its last validation included.
         validated: Whether the validation after this batch is done, if one is due there.
-        images_per_step: Of all processes; 0 where the loader does not say.
+        images_per_step: Images of a step of all processes; 0 where the loader does not say.
     """
 
     epoch: int

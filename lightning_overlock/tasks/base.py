@@ -65,16 +65,16 @@ class BaseTask(LightningModule):
         schedule: How the learning rate falls: cosine, multistep, or poly.
         min_lr: Learning rate at the end of cosine and poly.
         milestones: Epochs after which multistep multiplies the learning rate by `gamma`.
-        gamma: Of multistep.
-        power: Of poly; 1 is a straight line.
+        gamma: Factor of each step of multistep.
+        power: Exponent of poly; 1 is a straight line.
         warmup_epochs: Length of the linear warm-up.
         warmup_steps: The same in optimiser steps, in place of `warmup_epochs`.
         warmup_lr: Learning rate that the warm-up starts from.
         warmup_factor: The same as a share of `lr`, in place of `warmup_lr`.
         cooldown_epochs: Last epochs of cosine and poly, spent at `min_lr`.
-        weight_decay: Of a classifier's parameters with more than one dimension; of all of a dense
-            model's but norms (`optim.dense_parameter_groups`).
-        betas: Of AdamW.
+        weight_decay: Weight decay of a classifier's parameters with more than one dimension; of all
+            of a dense model's but norms (`optim.dense_parameter_groups`).
+        betas: AdamW's two betas.
         layer_decay: Factor on the learning rate per layer below the head; none by default.
         compile: Compile the backbone's blocks in place.
         channels_last: Keep images and weights in channels-last memory.

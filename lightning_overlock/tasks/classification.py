@@ -47,7 +47,7 @@ class ClassificationTask(BaseTask):
         kwargs: Arguments of `BaseTask`.
 
     Raises:
-        InputError: an argument is out of range, or the backbone refuses its own.
+        InputError: An argument is out of range, or the backbone refuses its own.
     """
 
     monitor = "val/top1"
@@ -135,7 +135,7 @@ class ClassificationTask(BaseTask):
         """Mix images and return them with soft targets (B, classes), or as they are without mixup.
 
         Raises:
-            InputError: the batch has an odd number of images; they are mixed in pairs.
+            InputError: The batch has an odd number of images; they are mixed in pairs.
         """
         if self.mixup is None:
             return images, labels

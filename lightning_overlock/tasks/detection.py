@@ -83,7 +83,7 @@ class DetectionTask(BaseTask):
         kwargs: Arguments of `BaseTask`.
 
     Raises:
-        InputError: an argument is out of range, the backbone refuses its own, or the data have no
+        InputError: An argument is out of range, the backbone refuses its own, or the data have no
             masks where they are wanted.
     """
 

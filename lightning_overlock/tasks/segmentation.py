@@ -92,7 +92,7 @@ class SegmentationTask(BaseTask):
         decoder: UPerNet's head or Semantic FPN's.
         decoder_width: Channels of the decoder; None is 512 for UPerNet, 128 for Semantic FPN (with
             a pyramid twice as wide). Small backbones do with 64.
-        dropout: Of whole channels before the classifiers.
+        dropout: Probability of dropping a channel before the classifiers.
         auxiliary_weight: Weight of the loss of an FCN head on the map of H/16; with 0 there is no
             such head.
         auxiliary_width: Channels of that head.
@@ -100,7 +100,7 @@ class SegmentationTask(BaseTask):
             that fills most of the pixels lets the other classes be learned sooner.
         test_size: Short side of images in evaluation; None keeps their size.
         test_max_size: Limit of their long side.
-        inference: Of the whole image at once, or of overlapping windows, averaged.
+        inference: "whole", the image at once, or "slide", overlapping windows, averaged.
         window: Side of the square windows.
         stride: Distance from one window to the next.
         test_scales: Factors on the test size; the probabilities of several are averaged.
@@ -110,7 +110,7 @@ class SegmentationTask(BaseTask):
         kwargs: Arguments of `BaseTask`.
 
     Raises:
-        InputError: an argument is out of range, or the backbone lacks maps.
+        InputError: An argument is out of range, or the backbone lacks maps.
     """
 
     monitor = "val/miou"

@@ -58,7 +58,7 @@ def contmix(
         tap_weights: (B, G, d, k*k + K*K): the vector of each tap, row-major, the small kernel's
             first.
         tap_bias: (k*k + K*K,), added to the logits of all pixels and groups.
-        small_kernel: k, or None: all channels take the large kernel.
+        small_kernel: Side k of the small kernel in pixels; None gives all channels the large one.
         large_bias: (G, 2K-1, 2K-1), added to the logits by relative position: tap (r, c) of pixel
             (i, j) takes large_bias[:, r - i + K - 1, c - j + K - 1].
         small_bias: (G, 2k-1, 2k-1), the same for the small kernel.

@@ -467,14 +467,14 @@ def backward(
 
     Args:
         grad: (B, C, H, W), of the output.
-        value: as in `forward`.
-        query: as in `forward`.
-        tap_weights: as in `forward`.
-        tap_bias: as in `forward`.
-        table: as in `forward`.
-        output: what `forward` returned.
-        log_sums: what `forward` returned.
-        targets: tensors for the gradients of the five arguments; None for what is not wanted.
+        value: As in `forward`.
+        query: As in `forward`.
+        tap_weights: As in `forward`.
+        tap_bias: As in `forward`.
+        table: As in `forward`.
+        output: What `forward` returned.
+        log_sums: What `forward` returned.
+        targets: Tensors for the gradients of the five arguments; None for what is not wanted.
     """
     inputs = value, query, tap_weights
     tensors: dict[str, Any] = dict(tap_bias=tap_bias, table=table, log_sums=log_sums, grad=grad)

@@ -40,7 +40,7 @@ def depthwise(
         x: (B, C, H, W).
         weights: (C, 1, k, k) each, k odd. Under autocast they are rounded to autocast's dtype, but
             for "triton", which takes them as they are.
-        dilations: of each kernel.
+        dilations: Pixels between the taps, one number per kernel.
         bias: (C,) added to the first output.
         backend: One of `depthwise_backend.names`, or "auto".
 
@@ -48,7 +48,7 @@ def depthwise(
         (B, C, H, W) for each kernel.
 
     Raises:
-        ValueError: a shape does not fit; the backend is unknown, or cannot run here.
+        ValueError: A shape does not fit; the backend is unknown, or cannot run here.
     """
     backend = depthwise_backend.resolve(backend)
     if backend == "auto":

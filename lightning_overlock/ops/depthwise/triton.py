@@ -32,7 +32,7 @@ def correlate(
     Args:
         x: (B, C, H, W), dense in NCHW or channels_last.
         weights: (C, 1, k, k) each.
-        dilations: of each.
+        dilations: Pixels between the taps, one number per kernel.
         bias: (C,), added to the first output.
 
     Returns:
@@ -51,7 +51,7 @@ def input_gradient(
     Args:
         grads: (B, C, H, W) of each output, dense in one memory format.
         weights: (C, 1, k, k) each.
-        dilations: of each.
+        dilations: Pixels between the taps, one number per kernel.
     """
     total = torch.empty_like(grads[0])
     _launch(grads, [total], [weight.flip(2, 3) for weight in weights], dilations, None)
@@ -67,7 +67,7 @@ def weight_gradients(
         x: (B, C, H, W), dense in NCHW or channels_last.
         grads: (B, C, H, W) of each output, in the memory format of x.
         weights: (C, 1, k, k) each.
-        dilations: of each.
+        dilations: Pixels between the taps, one number per kernel.
     """
     batch, channels, height, width = x.shape
     sizes = [weight.shape[-1] for weight in weights]
