@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import rich.table
 
 
+# Tables with more columns are scaled down to the page by LaTeX.
+LATEX_COLUMNS = 6
+
+
 def format_figure(value: float | None) -> str:
     """Return a number with three significant digits, or all those before its point.
 
@@ -61,6 +65,7 @@ class Table:
         droppable: Headings of the columns that a narrow terminal does without, the first ones
             first.
         label: LaTeX's label.
+        printed: Headings as a paper prints them, by the heading.
     """
 
     headings: list[str]
@@ -71,6 +76,7 @@ class Table:
     words: frozenset[int] = frozenset({0})
     droppable: list[str] = field(default_factory=list)
     label: str = ""
+    printed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> "Table":
@@ -130,31 +136,46 @@ class Table:
         return pandas.DataFrame(self.records)
 
     def latex(self) -> str:
-        """Return the table as a LaTeX float that needs the package booktabs.
+        """Return the table as a LaTeX float; the packages that it needs stand in its first line.
 
         The notes are comments: captions are written by people.
         """
 
-        def line(cells: Sequence[str]) -> str:
-            return " & ".join(map(latex_escape, cells)) + r" \\"
+        def stacked(heading: str) -> str:
+            lines = [latex_escape(part) for part in _broken(heading).split("\n")]
+            joined = r" \\ ".join(lines)
+            return rf"\shortstack[r]{{{joined}}}" if lines[1:] else joined
 
+        def line(cells: Sequence[str]) -> str:
+            text = " & ".join(map(latex_escape, cells)) + r" \\"
+            # What LaTeX would take for an argument of the line's end before.
+            return "{}" + text if text.startswith(("[", "*")) else text
+
+        wide = len(self.headings) > LATEX_COLUMNS
+        needs = r"\usepackage{booktabs}" + r"\usepackage{graphicx}" * wide
+        headings = [self.printed.get(heading, heading) for heading in self.headings]
+        foreign = {c for cells in (headings, *self.cells, [self.title]) for t in cells for c in t}
+        if foreign := {c for c in foreign if ord(c) > 0xFF and c not in _LATEX}:
+            needs += f" and XeLaTeX or LuaLaTeX with a font that has {' '.join(sorted(foreign))}"
         kinds = "".join("l" if place in self.words else "r" for place in range(len(self.headings)))
         comments = [f"% {' '.join(note.split())}" for note in self.notes]
+        label = re.sub(r"[^A-Za-z0-9_.:-]", "-", self.label or "table")
         return "\n".join(
             [
-                r"% Needs \usepackage{booktabs}.",
+                f"% Needs {needs}.",
                 *comments,
                 r"\begin{table}",
                 r"  \centering",
                 rf"  \caption{{{latex_escape(self.title)}}}",
-                rf"  \label{{tab:{self.label or 'sweep'}}}",
+                rf"  \label{{tab:{label}}}",
+                *[r"  \resizebox{\linewidth}{!}{%"] * wide,
                 rf"  \begin{{tabular}}{{{kinds}}}",
                 r"    \toprule",
-                f"    {line(self.headings)}",
+                f"    {' & '.join(map(stacked, headings))} \\\\",
                 r"    \midrule",
                 *(f"    {line(cells)}" for cells in self.cells),
                 r"    \bottomrule",
-                r"  \end{tabular}",
+                r"  \end{tabular}" + "}" * wide,
                 r"\end{table}",
                 "",
             ]
@@ -186,16 +207,19 @@ class Table:
         shown = [place for place, name in enumerate(self.headings) if name not in left_out]
         table = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
         for place in shown:
-            # The unit below the quantity, the quantity below whose it is.
-            lines = self.headings[place].replace(": ", ":\n").replace(" (", "\n(")
             justify: Any = "left" if place in self.words else "right"
-            table.add_column(Text(lines), justify=justify, no_wrap=True)
+            table.add_column(Text(_broken(self.headings[place])), justify=justify, no_wrap=True)
         for cells in self.cells:
             table.add_row(*(Text(cells[place]) for place in shown))
         return table
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
+
+
+def _broken(heading: str) -> str:
+    """Return a heading in lines: the unit below the quantity, the quantity below whose it is."""
+    return heading.replace(": ", ":\n").replace(" (", "\n(")
 
 
 def _cell(value: object) -> str:
@@ -213,6 +237,21 @@ def _escape_markdown(text: str) -> str:
     )
 
 
+GREEK = {
+    chr(0x3B1): "alpha",
+    chr(0x3B2): "beta",
+    chr(0x3B3): "gamma",
+    chr(0x3B4): "delta",
+    chr(0x3B5): "epsilon",
+    chr(0x3B7): "eta",
+    chr(0x3BB): "lambda",
+    chr(0x3BC): "mu",
+    "µ": "mu",
+    chr(0x3C3): "sigma",
+    chr(0x3C4): "tau",
+    chr(0x394): "Delta",
+    chr(0x3A3): "Sigma",
+}
 # In one pass, so that what is put in is not escaped again.
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -221,9 +260,19 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "→": r"$\rightarrow$",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "…": r"\ldots{}",
+    "°": r"$^\circ$",
+    "²": "$^2$",
+    "³": "$^3$",
+    **{letter: rf"$\{name}$" for letter, name in GREEK.items()},
     "\N{MINUS SIGN}": r"$-$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -231,5 +280,8 @@ _LATEX = {
 
 def latex_escape(text: str) -> str:
     """Return text that LaTeX prints as it is."""
+    # Two hyphens would become a dash.
+    text = re.sub("-(?=-)", "-\0", text)
     escaped = re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match[0]], text)
+    escaped = escaped.replace("-\0", "-{}")
     return re.sub(r"(?<=\s)-(?=\d)|^-(?=\d)", "$-$", " ".join(escaped.split()))

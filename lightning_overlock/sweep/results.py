@@ -30,6 +30,18 @@ from lightning_overlock.sweep.trials import by_folder, counting, metric_of, tuni
 
 # Points of a metric that is a share: what a table prints with one digit more than it means.
 MARGIN = 0.2
+# The metrics that the tasks log, as papers print them.
+PRINTED = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "map": "box AP",
+    "map50": "box AP50",
+    "map75": "box AP75",
+    "mask_map": "mask AP",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "boundary_iou": "boundary IoU",
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,14 @@ class Results:
         if self.sweep.report == "test":
             name = "test/" + name.partition("/")[2]
         return f"{name} (%)" if self.sweep.percent else name
+
+    @property
+    def printed(self) -> str:
+        """The metric's name as papers print it, with its unit."""
+        split, _, name = self.metric.removesuffix(" (%)").rpartition("/")
+        name = PRINTED.get(name, name.replace("_", " "))
+        words = [*([split] if split not in {"", "val"} else []), name]
+        return " ".join([*words, "(%)"] if self.sweep.percent else words)
 
     @property
     def margin(self) -> float | None:

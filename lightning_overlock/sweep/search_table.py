@@ -55,4 +55,5 @@ def search_sheet(results: Results) -> Table:
         notes=notes + results.facts,
         records=records,
         label=results.name,
+        printed={results.metric: results.printed},
     )

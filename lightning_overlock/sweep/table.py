@@ -71,6 +71,7 @@ def _row_sheet(results: Results) -> Table:
         words=frozenset({0}),
         droppable=DROPPABLE,
         label=results.name,
+        printed={results.metric: results.printed},
     )
 
 
