@@ -1,25 +1,31 @@
-"""Figures of a sweep: rows with error bars, learning curves, and Optuna's own of a search."""
+"""Figures of a sweep: rows with error bars, learning curves, and cost against the metric."""
 
-import warnings
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill
 from typing import Any
 
-import optuna
-from matplotlib import colormaps, pyplot
+from matplotlib import colormaps, pyplot, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
-from optuna.visualization import matplotlib as optuna_plots
 
 from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.results import Line, Results
+from lightning_overlock.sweep.search_plots import search_figures
 
 DPI = 150
+# Inches: of a figure on a screen, and of a column of a paper.
+WIDE, COLUMN = 7.0, 3.25
+# A column's figure has no title, which its caption is.
+COLUMN_STYLE = {
+    "font.size": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
 # Told apart without colour: by line, marker and, in grey, by lightness.
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -27,57 +33,89 @@ GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.8}
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write the figures of a sweep or of a search into a folder."""
+    """Write the figures of a sweep or of a search: PNG, and PDF and SVG at a column's width.
+
+    How the figures were made stands in the files' metadata.
+    """
+    facts = "\n".join(results.facts)
+    title = results.sweep.title
+    # TrueType, which publishers ask for; text of SVG as paths, the same everywhere.
+    style = {"pdf.fonttype": 42, "svg.hashsalt": results.name}
     for name, figure in figures(results).items():
-        _save(figure, results, folder / f"{name}.png")
+        found = {"Title": title, "Description": facts}
+        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata=found)
         pyplot.close(figure)  # Optuna's are pyplot's
+    with rc_context(COLUMN_STYLE | style):
+        for name, figure in figures(results, COLUMN).items():
+            found = {"Title": title, "Description": facts, "Date": None}
+            figure.savefig(folder / f"{name}.svg", metadata=found)
+            found = {"Title": title, "Subject": facts, "CreationDate": None}
+            figure.savefig(folder / f"{name}.pdf", metadata=found)
+            pyplot.close(figure)
 
 
-def figures(results: Results) -> dict[str, Figure]:
-    """Return the figures of a sweep (rows, curves, cost) or of a search by name."""
+def figures(results: Results, width: float = WIDE) -> dict[str, Figure]:
+    """Return the figures of a sweep (rows, curves, cost) or of a search by name.
+
+    Args:
+        results: What was measured.
+        width: In inches; `COLUMN` leaves the titles out.
+    """
     if results.sweep.search is not None:
-        return search_figures(results)
-    found = {"rows": row_figure(results), "curves": curve_figure(results)}
+        return search_figures(results, width)
+    found = {"rows": row_figure(results, width), "curves": curve_figure(results, width)}
     if any(line.cost.get("gmacs") and line.values for line in results.lines.values()):
-        found["cost"] = cost_figure(results)
+        found["cost"] = cost_figure(results, width)
     return found
 
 
-def row_figure(results: Results) -> Figure:
+def row_figure(results: Results, width: float = WIDE) -> Figure:
     """Return every row's mean with its 95 % interval, the seeds as dots, and the baseline's mean.
 
     Args:
         results: Of a sweep with rows.
+        width: In inches.
     """
     scale = results.scale
     lines = list(results.lines.values())
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(lines)), layout="constrained")
+    height = (1.2 + 0.42 * len(lines)) * (1 if width == WIDE else 0.6)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     baseline = results.lines[results.sweep.baseline].spread
     if baseline is not None:
         axes.axvline(baseline.mean * scale, color="0.5", linestyle="--", linewidth=1, zorder=1)
     for place, line in enumerate(lines):
         seeds = [value * scale for value in line.values.values()]
-        axes.plot(seeds, [place] * len(seeds), "o", color="0.6", markersize=4, zorder=2)
+        axes.plot(
+            seeds, [place] * len(seeds), "o", color="0.6", markersize=_size(width, 4), zorder=2
+        )
         if (spread := line.spread) is None:
             continue
         half = None if spread.high is None else (spread.high - spread.mean) * scale
         axes.errorbar(
-            spread.mean * scale, place, xerr=half, fmt="D", color="black", markersize=5, capsize=4
+            spread.mean * scale,
+            place,
+            xerr=half,
+            fmt="D",
+            color="black",
+            markersize=_size(width, 5),
+            capsize=_size(width, 4),
         )
-    axes.set_yticks(range(len(lines)), [_label(results, line) for line in lines])
+    axes.set_yticks(range(len(lines)), [_label(results, line, width) for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     known = any(line.spread and line.spread.low is not None for line in lines)
     interval = ", mean and 95 % interval" if known else ""
-    axes.set_xlabel(f"{results.metric}, {results.sweep.select} epoch{interval}")
-    axes.set_title(_plain(results.sweep.title), loc="left")
-    _finish(axes)
+    axes.set_xlabel(f"{results.printed}, {results.sweep.select} epoch{interval}")
+    _finish(axes, results, width)
     return figure
 
 
-def _label(results: Results, line: Line) -> str:
-    label = _plain(results.sweep.label(line.name))
-    return label if line.values else f"{label} (no result)"
+def _label(results: Results, line: Line, width: float) -> str:
+    """Return a row's label, in lines where there is little room."""
+    label = results.sweep.label(line.name)
+    if not line.values:
+        label = f"{label} (no result)"
+    return _plain(fill(label, 40 if width == WIDE else 22))
 
 
 def _plain(text: str) -> str:
@@ -85,14 +123,15 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def curve_figure(results: Results) -> Figure:
+def curve_figure(results: Results, width: float = WIDE) -> Figure:
     """Return every row's metric over the epochs: the seeds' mean, and their range as a band.
 
     Args:
         results: Of a sweep with rows.
+        width: In inches.
     """
     scale = results.scale
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
     axes = figure.add_subplot()
     shades = colormaps["viridis"]
     drawn = [line for line in results.lines.values() if line.values]
@@ -100,20 +139,17 @@ def curve_figure(results: Results) -> Figure:
     for number, (line, style, marker) in enumerate(styles):
         by_epoch: dict[int, list[float]] = defaultdict(list)
         for seed in line.values:
-            run = line.trials[seed].user_attrs["folder"]
-            for row in read_curve(results.folder / run):
-                if results.sweep.metric in row:
-                    by_epoch[int(row["epoch"]) + 1].append(row[results.sweep.metric] * scale)
+            for epoch, value in _curve(results, line, seed).items():
+                by_epoch[epoch + 1].append(value * scale)
         epochs = sorted(by_epoch)
         if not epochs:
             continue
-        color = shades(0.9 * number / max(len(drawn) - 1, 1))
+        color = shades(0.75 * number / max(len(drawn) - 1, 1))
         axes.plot(
             epochs,
             [sum(by_epoch[e]) / len(by_epoch[e]) for e in epochs],
             linestyle=style,
             marker=marker,
-            markersize=5,
             markevery=max(len(epochs) // 10, 1),
             color=color,
             label=_plain(results.sweep.label(line.name)),
@@ -123,39 +159,55 @@ def curve_figure(results: Results) -> Figure:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     many = any(len(line.values) > 1 for line in drawn)
-    name = f"{results.sweep.metric} (%)" if results.sweep.percent else results.sweep.metric
-    axes.set_ylabel(f"{name}{', mean and range of the seeds' if many else ''}")
-    axes.set_title(_plain(results.sweep.title), loc="left")
+    axes.set_ylabel(f"{_validated(results)}{', mean and range of the seeds' if many else ''}")
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
-    _finish(axes)
+    _finish(axes, results, width)
     return figure
 
 
-def _finish(axes: Any) -> None:
+def _validated(results: Results) -> str:
+    """Return the metric of every epoch, which is of the validation split."""
+    return results.printed.removeprefix("test ")
+
+
+def _curve(results: Results, line: Line, seed: int) -> dict[int, float]:
+    """Return epoch -> metric of a run, by its folder or, where that is not here, by the study."""
+    trial, metric = line.trials[seed], results.sweep.metric
+    rows = read_curve(results.folder / trial.user_attrs["folder"])
+    found = {int(row["epoch"]): row[metric] for row in rows if metric in row}
+    return found or dict(trial.intermediate_values)
+
+
+def _finish(axes: Any, results: Results, width: float) -> None:
+    axes.set_xlabel(_lines(axes.get_xlabel(), width))
+    axes.set_ylabel(_lines(axes.get_ylabel(), width))
+    if width == WIDE:
+        axes.set_title(_plain(results.sweep.title), loc="left")
     axes.grid(**GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, results: Results, path: Path) -> None:
-    """Save a figure with the facts about its figures below it."""
-    text = "\n".join(_plain(line) for fact in results.facts for line in wrap(fact, 120))
-    lowest = figure.get_tightbbox().y0 / figure.get_figheight()
-    figure.text(0.01, min(lowest, 0) - 0.02, text, va="top", fontsize=6, color="0.35")
-    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+def _size(width: float, points: float) -> float:
+    return points if width == WIDE else points * 0.6
 
 
-def cost_figure(results: Results) -> Figure:
+def _lines(text: str, width: float) -> str:
+    return text if width == WIDE else fill(text, 34)
+
+
+def cost_figure(results: Results, width: float = WIDE) -> Figure:
     """Return the rows' metric against their multiply-adds, with the rows that none dominates.
 
     Args:
         results: Of a sweep with rows whose costs are measured.
+        width: In inches.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
     axes = figure.add_subplot()
     points = [
-        (line.cost["gmacs"], line.spread.mean * results.scale, _label(results, line))
+        (line.cost["gmacs"], line.spread.mean * results.scale, _label(results, line, width))
         for line in results.lines.values()
         if line.spread is not None and line.cost.get("gmacs")
     ]
@@ -163,55 +215,28 @@ def cost_figure(results: Results) -> Figure:
     front = [
         (cost, metric)
         for cost, metric, _ in sorted(points)
-        if not any(c <= cost and sign * m > sign * metric for c, m, _ in points)
+        if not any(
+            c <= cost and sign * m >= sign * metric and (c, m) != (cost, metric)
+            for c, m, _ in points
+        )
     ]
-    axes.plot(*zip(*front, strict=True), color="0.6", linestyle="--", label="not dominated")
+    middle = sum(cost for cost, _, _ in points) / len(points)
     for cost, metric, label in points:
-        axes.plot(cost, metric, "o", color="black", markersize=5)
-        axes.annotate(label, (cost, metric), (5, 4), textcoords="offset points", fontsize="small")
+        best = (cost, metric) in front
+        axes.plot(cost, metric, "o", color="black" if best else "0.6")
+        axes.annotate(
+            label,
+            (cost, metric),
+            (5, 4) if cost <= middle else (-5, 4),
+            textcoords="offset points",
+            ha="left" if cost <= middle else "right",
+            fontsize="small",
+        )
+    label = "Pareto front"
+    axes.plot(*zip(*front, strict=True), "o--", color="black", linewidth=1, label=label)
     axes.set_xlabel("multiply-adds (G)")
-    axes.set_ylabel(f"{results.metric}, {results.sweep.select} epoch")
-    axes.set_title(_plain(results.sweep.title), loc="left")
+    axes.set_ylabel(f"{results.printed}, {results.sweep.select} epoch")
     axes.legend(frameon=False, fontsize="small")
-    axes.margins(x=0.2)
-    _finish(axes)
+    axes.margins(x=0.3, y=0.15)
+    _finish(axes, results, width)
     return figure
-
-
-def search_figures(results: Results) -> dict[str, Figure]:
-    """Return a search's history, slices, contours, importance and parallel axes by Optuna.
-
-    Args:
-        results: Of a search.
-
-    Returns:
-        None before there is a complete trial, and no importance before there are trials enough to
-        tell.
-    """
-    done = [trial for trial in results.frozen if trial.state == TrialState.COMPLETE]
-    if not done:
-        return {}
-    kinds: dict[str, Any] = {
-        "history": optuna_plots.plot_optimization_history,
-        "parallel": optuna_plots.plot_parallel_coordinate,
-    }
-    if len(done) > 1 and _differ([trial.value for trial in done]):
-        kinds["importance"] = optuna_plots.plot_param_importances
-        kinds["slice"] = optuna_plots.plot_slice
-    study = optuna.create_study(direction=results.sweep.direction)
-    study.add_trials(results.frozen)
-    found = {}
-    for name, plot in kinds.items():
-        with warnings.catch_warnings():
-            # Optuna calls its matplotlib plots experimental, and matplotlib is told to lay out axes
-            # that it cannot.
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            drawn = plot(study, target_name=results.sweep.metric)
-        axes = drawn[0] if hasattr(drawn, "__len__") else drawn
-        found[name] = axes.figure
-    return found
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return len(set(values)) > 1

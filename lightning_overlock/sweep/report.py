@@ -7,47 +7,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_overlock.sweep import plots
+from lightning_overlock.sweep.agreement import content_of
+from lightning_overlock.sweep.plan import PLAN, as_planned
 from lightning_overlock.sweep.results import Results
+from lightning_overlock.sweep.spec import as_word
 from lightning_overlock.sweep.table import comparison_sheet, factor_sheet, sheet
 from lightning_overlock.sweep.trials import metric_of
 from lightning_overlock.tables import Table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1.5rem;
-  max-width: 72rem; }
+  max-width: 78rem; } figure { margin: 0; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th { border-bottom: 2px solid #444; cursor: pointer; vertical-align: bottom; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: 1rem;
+  font-size: .88rem; } td:first-child, th:first-child { position: sticky; left: 0;
+  background: #fff; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; } td.word { white-space: normal; min-width: 8rem; }
+th { border-bottom: 2px solid #444; cursor: pointer; vertical-align: bottom; font-weight: 600; }
+th[data-sign="1"]::after { content: " \\2191"; } th[data-sign="-1"]::after { content: " \\2193"; }
 th.word, td.word { text-align: left; }
-tr:hover td { background: #f5f5f5; }
-svg { max-width: 100%; height: auto; }
+tbody tr:hover td { background: #f5f5f5; } tr[title] td:first-child { text-decoration: underline
+  dotted #999; text-underline-offset: 3px; cursor: help; }
+svg { max-width: 100%; height: auto; display: block; }
+ul { color: #444; font-size: .9rem; padding-left: 1.2rem; }
 li { margin: .2rem 0; overflow-wrap: anywhere; }
-pre { background: #f5f5f5; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: #f5f5f5; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: .8rem; }
 details { border-bottom: 1px solid #ddd; padding: .35rem 0; } summary { cursor: pointer; }
 .fail { color: #a00; }
-@media print { body { max-width: none; padding: 0; font-size: 10px; } th { cursor: auto; }
-  th, td { padding: .1rem .3rem; white-space: normal; } details { break-inside: avoid; } }
+@media print { @page { size: A4; margin: 12mm; } body { max-width: none; padding: 0;
+  font-size: 9pt; } ul, pre { font-size: 7.5pt; } tr[title] td:first-child {
+  text-decoration: none; } th::after { content: none !important; } th, td { padding: .1rem .25rem;
+  font-size: 7pt; } td, td.word { white-space: normal; min-width: 0; } .wide { overflow: visible; }
+  figure, svg, tr, details { break-inside: avoid; } h2 { break-after: avoid; }
+  svg { max-width: 150mm; } }
 """
-# A click on a heading sorts by its column, numbers as numbers; once more turns the order.
+# A click on a heading sorts by its column, numbers as numbers; once more turns the order. Without a
+# number in them (baseline, not run) cells stand at the end.
 SCRIPT = """
-document.querySelectorAll('th').forEach(th => th.addEventListener('click', () => {
-  const place = th.cellIndex, body = th.closest('table').tBodies[0];
-  const sign = th.dataset.sign = -(th.dataset.sign || -1);
+document.querySelectorAll('th').forEach(th => { th.title = 'sort'; th.tabIndex = 0;
+const sort = () => {
+  const place = th.cellIndex, body = th.closest('table').tBodies[0], old = th.dataset.sign;
+  th.parentNode.querySelectorAll('th').forEach(other => delete other.dataset.sign);
+  const sign = th.dataset.sign = old ? -old : 1;
   const value = tr => { const t = tr.cells[place].innerText.replace(/,/g, '');
     const n = parseFloat(t); return isNaN(n) ? t : n; };
   [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
-    return sign * (typeof x === typeof y ? (x < y ? -1 : x > y) : typeof x === 'number' ? -1 : 1);
+    if (typeof x !== typeof y) return typeof x === 'number' ? -1 : 1;
+    return sign * (x < y ? -1 : x > y ? 1 : 0);
   }).forEach(tr => body.append(tr));
-}));
+};
+th.addEventListener('click', sort);
+th.addEventListener('keydown', e => { if (e.key === 'Enter') sort(); }); });
+addEventListener('beforeprint', () => document.querySelectorAll('details.fails').forEach(d =>
+  d.open = true));
 """
-TITLES = {"curves": "Learning curves", "cost": "Cost and metric", "parallel": "Parallel axes"}
+TITLES = {
+    "rows": "Rows",
+    "curves": "Learning curves",
+    "cost": "Cost and metric",
+    "history": "History",
+    "importance": "Importance of the options",
+    "slice": "Each option by itself",
+    "contour": "Options in pairs",
+    "parallel": "Every trial",
+}
 LOG_LINES = 25
 
 
@@ -65,8 +96,17 @@ def write_report(results: Results, path: Path) -> None:
     for number, table in enumerate(found for found in tables if found is not None):
         title = f"<h2>{_text(table.title)}</h2>" if number else ""
         parts.append(title + _table(table, hovers if number == 0 else []) + _list(table.notes))
+    if sweep.search is not None and (best := results.best) is not None:
+        marks = best.user_attrs
+        found = [marks.get("command", ""), marks.get("checkpoint") or ""]
+        parts.append("<h2>Best trial</h2>" + "".join(f"<pre>{_text(f)}</pre>" for f in found if f))
     for name, figure in plots.figures(results).items():
-        parts.append(f"<h2>{TITLES.get(name, name.capitalize())}</h2>{_svg(figure)}")
+        parts.append(f"<h2>{TITLES[name]}</h2><figure>{_svg(figure)}</figure>")
+        pyplot.close(figure)
+    planned = _planned(results)
+    parts.append("<h2>Planned and run</h2>")
+    parts.append("<p>No plan was frozen before it ran.</p>" if planned is None else "")
+    parts.append("" if planned is None else _table(planned, []) + _list(planned.notes))
     parts.append(f"<h2>Trials</h2>{''.join(_trial(results, trial) for trial in results.frozen)}")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -76,6 +116,36 @@ def write_report(results: Results, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _planned(results: Results) -> Table | None:
+    """Return what was planned beside what was run; None where no plan was frozen."""
+    path = results.folder / PLAN
+    if not path.is_file():
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    hours = {record["row"]: record for record in plan["rows"]}
+    rows = []
+    for name in results.lines:
+        done = [
+            t.user_attrs.get("seconds", 0.0)
+            for t in results.frozen
+            if t.user_attrs.get("row") == name and t.state == TrialState.COMPLETE
+        ]
+        found = hours.get(results.sweep.label(name), {})
+        rows.append(
+            {
+                "": results.sweep.label(name),
+                "trials planned": found.get("trials"),
+                "trials run": len(done),
+                "hours planned": found.get("hours"),
+                "hours run": sum(done) / 3600,
+            }
+        )
+    table = Table.of(rows)
+    stored = content_of(results.sweep)
+    notes = [*as_planned(stored, results.folder), "Hours planned are of training steps alone."]
+    return Table(table.headings, table.cells, notes=notes)
 
 
 def _text(value: object) -> str:
@@ -118,8 +188,10 @@ def _trial(results: Results, trial: FrozenTrial) -> str:
     name = marks.get("folder", f"trial {trial.number}")
     state, value = trial.state.name.lower(), metric_of(trial)
     result = state if value is None else f"{value * results.scale:.4g}"
-    kind = " class='fail'" if trial.state == TrialState.FAIL else ""
+    failed = trial.state == TrialState.FAIL
+    kind, fails = (" class='fail'", " class='fails'") if failed else ("", "")
     facts: dict[str, Any] = {
+        "differs from the baseline in": _against_baseline(results, marks),
         "options that are its own": json.dumps(marks.get("options", {})),
         "checkpoint": marks.get("checkpoint"),
         "epoch": None if "epoch" not in marks else marks["epoch"] + 1,
@@ -132,7 +204,26 @@ def _trial(results: Results, trial: FrozenTrial) -> str:
     shown = [f"{key}: {found}" for key, found in facts.items() if found not in (None, "{}")]
     blocks = [marks.get("command", ""), marks.get("error", ""), _log_end(results.folder / name)]
     pre = "".join(f"<pre>{_text(block)}</pre>" for block in blocks if block)
-    return f"<details><summary{kind}>{_text(name)}: {result}</summary>{_list(shown)}{pre}</details>"
+    title = f"<summary{kind}>{_text(name)}: {result}</summary>"
+    return f"<details{fails}>{title}{_list(shown)}{pre}</details>"
+
+
+def _against_baseline(results: Results, marks: dict[str, Any]) -> str | None:
+    """Return in words in which options a trial differs from the baseline's row."""
+    baseline = results.sweep.rows.get(results.sweep.baseline)
+    if baseline is None or "row" not in marks:
+        return None
+    ours, theirs = marks.get("options", {}), dict(baseline.options)
+    if results.sweep.tune is not None:  # its tuned options are its trials'
+        theirs |= results.lines[results.sweep.baseline].chosen
+    missing = "not set"
+    found = [
+        f"{option} {as_word(ours.get(option, missing))} (baseline: "
+        f"{as_word(theirs.get(option, missing))})"
+        for option in dict.fromkeys([*ours, *theirs])
+        if ours.get(option, missing) != theirs.get(option, missing)
+    ]
+    return "; ".join(found) or "nothing"
 
 
 def _log_end(folder: Path) -> str:

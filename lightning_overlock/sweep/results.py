@@ -149,6 +149,13 @@ class Results:
         return " ".join([*words, "(%)"] if self.sweep.percent else words)
 
     @property
+    def best(self) -> FrozenTrial | None:
+        """The complete trial with the best metric; None before there is one."""
+        found = [(value, t) for t in self.frozen if (value := metric_of(t)) is not None]
+        find = max if self.sweep.direction == "maximize" else min
+        return find(found, key=lambda pair: pair[0])[1] if found else None
+
+    @property
     def margin(self) -> float | None:
         """The margin of equivalence in the metric's own unit."""
         return margin_of(self.sweep)

@@ -40,11 +40,9 @@ def show_study(
         write_report(results, path)
         console.print(str(path))
         return
-    complete = [trial for trial in results.frozen if metric_of(trial) is not None]
-    if not complete:
+    best = results.best
+    if best is None:
         raise InputError(f"{results.name}: no trial is complete yet.")
-    find = max if results.sweep.direction == "maximize" else min
-    best = find(complete, key=lambda trial: metric_of(trial) or 0.0)
     marks = best.user_attrs
     console.print(f"{marks['folder']}: {results.metric} {results.text(metric_of(best) or 0.0)}")
     console.print(marks.get("command", ""))

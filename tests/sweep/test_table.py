@@ -34,6 +34,7 @@ rows:
 profiles:
   digits: {configs: [quickstart], seeds: [1, 2, 3], data: "digits, 32 px"}
 """
+FIGURES = ("png", "pdf", "svg")
 MACHINE = {"cpu": "Some CPU", "threads": 1, "torch": "2.15"}
 COST = {"params": 0.43, "gmacs": 0.021, "images_per_second": 1234.5, "measured": "at 32 px"}
 
@@ -235,7 +236,8 @@ def test_all_files_are_written_and_the_table_is_printed(sweep, tmp_path, capsys)
     folder.mkdir()
     write(results(study_of(sweep, THREE, folder), sweep, folder), folder)
     files = {file.name for file in folder.iterdir() if file.is_file()}
-    assert files == {"table.md", "table.csv", "table.tex", "rows.png", "curves.png", "cost.png"}
+    figures = {f"{name}.{kind}" for name in ("rows", "curves", "cost") for kind in FIGURES}
+    assert files == {"table.md", "table.csv", "table.tex", *figures}
     assert "71.00 ± 1.00" in capsys.readouterr().out
     for name in ("rows.png", "curves.png"):
         pixels = image.imread(folder / name)
@@ -296,7 +298,7 @@ def test_a_search_lists_its_trials_best_first(search, tmp_path):
     text = (folder / "table.md").read_text()
     assert "Best: --model.lr 0.002 --model.fast True" in text
     assert "6 of 9 trials; sampler tpe, pruner median" in text
-    for name in ("history", "importance", "parallel"):
+    for name in ("history", "importance", "parallel", "slice", "contour"):
         assert image.imread(folder / f"{name}.png").shape[0] > 200
 
 
