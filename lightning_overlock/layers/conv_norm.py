@@ -19,7 +19,10 @@ def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """Return a convolution with the stride, padding and groups of `conv` and these parameters."""
+    """Return a convolution with the stride, padding and groups of `conv` and these parameters.
+
+    It has the type of `conv`, also where a norm merged into it is kept in float32.
+    """
     fused = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -29,10 +32,10 @@ def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
         dilation=conv.dilation,  # type: ignore[arg-type]
         groups=conv.groups,
         device=weight.device,
-        dtype=weight.dtype,
+        dtype=conv.weight.dtype,
     )
-    fused.weight = nn.Parameter(weight.detach().clone())
-    fused.bias = nn.Parameter(bias.detach().clone())
+    fused.weight = nn.Parameter(weight.detach().to(conv.weight.dtype, copy=True))
+    fused.bias = nn.Parameter(bias.detach().to(conv.weight.dtype, copy=True))
     fused.train(conv.training)
     return fused
 
@@ -128,7 +131,7 @@ class NormConv(nn.Module):
         """Return the equivalent single convolution; exact because a 1x1 needs no padding."""
         assert self.conv.bias is not None
         factor, shift = norm_affine(self.norm)
-        weight = self.conv.weight
+        weight = self.conv.weight.to(factor.dtype)
         return conv_like(
             self.conv,
             weight * factor.view(1, -1, 1, 1),

@@ -92,7 +92,8 @@ class DilatedReparamConv(nn.Module):
             weight = weight + spread
             bias = bias + branch_bias
         factor, shift = norm_affine(self.norm)
-        return weight * factor.view(-1, 1, 1, 1), bias * factor + shift
+        dtype = self.large.conv.weight.dtype  # the norms may be kept in float32
+        return (weight * factor.view(-1, 1, 1, 1)).to(dtype), (bias * factor + shift).to(dtype)
 
     def fuse(self) -> DepthwiseConv:
         """Return the equivalent single convolution."""

@@ -31,6 +31,7 @@ from lightning_overlock.optim import (
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
+from lightning_overlock.tasks.float32 import convert_all_but_sums
 from lightning_overlock.tasks.predictions import tell_unreadable
 
 
@@ -113,6 +114,7 @@ class BaseTask(LightningModule):
     }
     # An object detector of one class tells it from the background.
     min_classes = 2
+    _apply = convert_all_but_sums
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from lightning_overlock.errors import Interrupted
 from lightning_overlock.runs.layout import BEST, LAST, METRICS
 from lightning_overlock.runs.metrics_file import ALL_OF_TRAINING, read_curve
 from lightning_overlock.runs.recording import MetricsFile
+from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.tasks import ClassificationTask
 from lightning_overlock.tasks.batch_norm import TRAINING_STATISTICS
@@ -38,13 +39,13 @@ class Noise:
 
 
 class Points(BaseDataModule):
-    def __init__(self, batches, batch_size=2):
+    def __init__(self, batches, batch_size=2, processes=1):
         super().__init__(batch_size, num_workers=0)
         self.class_names = ["a", "b"]
-        self.batches = batches
+        self.images = 2 * batches * processes + 1
 
     def source(self, split):
-        return Noise(2 * self.batches + 1, True) if split == "train" else Noise(6, False)
+        return Noise(self.images, True) if split == "train" else Noise(6, False)
 
 
 class Network(nn.Sequential):
@@ -158,8 +159,12 @@ class KilledWhileSaving(BestAndLast):
         super()._copy_to_best(path)
 
 
-def train(folder, plan, stop=Stop("none", 0), seed=1, **changes):
-    """Train, from the last checkpoint if there is one, until the end or a stop."""
+def train(folder, plan, stop=Stop("none", 0), seed=1, allow_changes=False, **changes):
+    """Train, from the last checkpoint if there is one, until the end or a stop.
+
+    Args:
+        changes: Arguments of the trainer; `data`, those of the data.
+    """
     os.environ["PL_GLOBAL_SEED"] = str(seed)
     options = {
         "max_epochs": plan.epochs,
@@ -195,7 +200,13 @@ def train(folder, plan, stop=Stop("none", 0), seed=1, **changes):
         num_sanity_val_steps=1,
         precision=plan.precision,
         default_root_dir=folder,
-        callbacks=[EMA(plan.decay), Stopper(stop), MetricsFile(folder), saving],
+        callbacks=[
+            EMA(plan.decay),
+            ExactResume(allow_changes),
+            Stopper(stop),
+            MetricsFile(folder),
+            saving,
+        ],
         **options,
         **changes,
     )

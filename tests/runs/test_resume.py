@@ -1,13 +1,20 @@
 """A run that is stopped anywhere, and continued, ends as the one that never stopped."""
 
+import copy
 import functools
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from runs.stops import Plan, Stop, differences, of_training, result, train
+from runs.stops import Plan, Stop, differences, load, of_training, result, train
+
+from lightning_overlock.errors import InputError
+from lightning_overlock.runs.layout import LAST
 
 # Lightning's advice for such small runs.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -100,10 +107,51 @@ def continues_exactly(plan, stops):
             [Stop("signal", 2)],
             id="after an epoch whose end was all that was left the next one is whole",
         ),
+        pytest.param(
+            Plan(reestimate=2, interval=2),
+            [Stop("time", 3), Stop("signal", 9)],
+            id="training goes on with its own statistics, not with re-estimated ones",
+        ),
+        pytest.param(
+            Plan(precision="bf16-true", accumulate=2, epochs=2),
+            [Stop("kill in validation", 2), Stop("signal", 8)],
+            id="in bfloat16",
+        ),
     ],
 )
 def test_a_run_goes_on_exactly_where_it_once_did_not(plan, stops):
     continues_exactly(plan, stops)
+
+
+CHANGES = {
+    "images per step 2 (now 1)": {"data": {"batch_size": 1}},
+    "seed 1 (now 2)": {"seed": 2},
+}
+
+
+@pytest.mark.parametrize(("said", "changes"), CHANGES.items(), ids=["batch size", "seed"])
+def test_another_order_of_images_is_refused_unless_it_is_allowed(tmp_path, said, changes):
+    plan = Plan(epochs=2)
+    train(tmp_path, plan, Stop("steps", 3))
+    with pytest.raises(InputError, match=re.escape(said)) as refused:
+        train(tmp_path, plan, **copy.deepcopy(changes))
+    assert "--allow_changes true" in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 3
+    before = load(tmp_path / LAST)["global_step"]
+    train(tmp_path, plan, allow_changes=True, **copy.deepcopy(changes))
+    position = load(tmp_path / LAST)["position"]
+    assert before == 3
+    assert (position["epoch"], position["ended"]) == (1, True)
+    # Of the 11 images of an epoch 6 were trained; what does not fill a batch is left out.
+    batch = changes.get("data", {}).get("batch_size", 2)
+    assert position["step"] == 3 + (11 - 6) // batch + 11 // batch
+
+
+def test_another_order_is_refused_between_epochs_too(tmp_path):
+    plan = Plan(epochs=2)
+    train(tmp_path, plan, Stop("epochs", 1))
+    with pytest.raises(InputError, match="seed"):
+        train(tmp_path, plan, seed=2)
 
 
 @given(plan=st.sampled_from(PLANS), stops=st.lists(STOPS, min_size=1, max_size=3))
@@ -118,8 +166,21 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(plan, stops):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)  # five minutes on an idle core
 @given(plan=st.sampled_from(PLANS), stops=st.lists(STOPS, min_size=1, max_size=4))
 @settings(max_examples=250, **DRAWN)
 def test_two_hundred_and_fifty_runs_that_were_stopped_end_as_those_that_were_not(plan, stops):
     assume(can_be_exact(plan, stops))
     continues_exactly(plan, stops)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_exactly(tmp_path):
+    script = Path(__file__).with_name("two_processes_resume.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], text=True, capture_output=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines == [f"RESULT {number} ok" for number in range(len(lines))]
+    assert len(lines) == 5
