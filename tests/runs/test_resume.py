@@ -124,7 +124,7 @@ def test_a_run_goes_on_exactly_where_it_once_did_not(plan, stops):
 
 
 CHANGES = {
-    "images per step 2 (now 1)": {"data": {"batch_size": 1}},
+    "images per step 2 (now 3)": {"data": {"batch_size": 3}},
     "seed 1 (now 2)": {"seed": 2},
 }
 
