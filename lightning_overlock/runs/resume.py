@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_overlock.data.loaders import TrainLoader
@@ -87,8 +88,12 @@ class ExactResume(Callback):
         self._batches = 0  # since the start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
+        """Forget an earlier fit; come after all that may stop the run, as Lightning's Timer."""
         self._start_afresh()
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        savers = [callback for callback in others if isinstance(callback, Checkpoint)]
+        # Another list: Lightning goes through this one.
+        trainer.callbacks = [*(c for c in others if c not in savers), self, *savers]
 
     # Saving
 

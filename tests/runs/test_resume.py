@@ -113,6 +113,11 @@ def continues_exactly(plan, stops):
             id="training goes on with its own statistics, not with re-estimated ones",
         ),
         pytest.param(
+            Plan(batches=6, interval=0.5, accumulate=2, epochs=1),
+            [Stop("time", 1)],
+            id="a timer that is asked last stops between no accumulated batches",
+        ),
+        pytest.param(
             Plan(precision="bf16-true", accumulate=2, epochs=2),
             [Stop("kill in validation", 2), Stop("signal", 8)],
             id="in bfloat16",
