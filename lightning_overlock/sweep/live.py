@@ -1,13 +1,18 @@
 """What `lightning sweep run` shows while it runs."""
 
+import math
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from rich.console import Console
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
+
+from lightning_overlock.sweep.spec import Sweep
 
 
 @dataclass
@@ -19,6 +24,7 @@ class Active:
         epochs: How many it was asked for, None as long as it is not known.
         epoch: How many are trained.
         value: The metric after the last of them.
+        values: The metric after each.
         since: When its training (on) began, on the monotonic clock.
         begun_with: How many epochs it had then.
     """
@@ -29,6 +35,7 @@ class Active:
     value: float | None = None
     since: float | None = None
     begun_with: int = 0
+    values: list[float] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
         """Return how long it will take at the pace so far; None before its first epoch."""
@@ -42,7 +49,9 @@ class Active:
     def advance(self, epoch: int, value: float | None) -> None:
         """Note that an epoch is trained."""
         self.epoch, self.at = epoch, time.monotonic()
-        self.value = self.value if value is None else value
+        if value is not None:
+            self.value = value
+            self.values.append(value)
 
     def __post_init__(self) -> None:
         self.at = time.monotonic()
@@ -53,12 +62,14 @@ class View:
 
     Args:
         title: The study's name.
-        metric: The metric's name.
+        sweep: The sweep.
+        workers: How many trials run at the same time.
     """
 
-    def __init__(self, title: str, metric: str) -> None:
+    def __init__(self, title: str, sweep: Sweep, workers: int) -> None:
         self.title = title
-        self.metric = metric
+        self.sweep = sweep
+        self.workers = workers
         self.console = Console(highlight=False, soft_wrap=True)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self.interactive = sys.stdout.isatty()
@@ -76,21 +87,117 @@ class View:
         """Print a line above the table."""
         self.console.print(text, markup=False)
 
-    def refresh(self, trials: Iterable[Active], summary: str) -> None:
-        """Show the trials in hand."""
-        if not self.interactive:
-            return
-        table = Table(title=f"{self.title}: {summary}", title_justify="left")
-        for column in ("trial", "epoch", self.metric, "left"):
-            table.add_column(column, justify="left" if column == "trial" else "right")
+    def refresh(
+        self, trials: Sequence[Active], summary: str, states: Mapping[str, FrozenTrial | None]
+    ) -> None:
+        """Show how far the sweep is.
+
+        Args:
+            trials: Those in hand here.
+            summary: In words how far it is.
+            states: The trial that counts for each run folder; None where there is none yet.
+        """
+        if self.interactive:
+            self._live.update(self.picture(trials, summary, states), refresh=True)
+
+    def picture(
+        self, trials: Sequence[Active], summary: str, states: Mapping[str, FrozenTrial | None]
+    ) -> Group:
+        """Return what `refresh` shows: the rows and seeds as a grid, and the trials in hand."""
+        left = total_left(self.sweep, self.workers, trials, states)
+        words = f"{self.title}: {summary}" + (f", about {clock(left)} left" if left else "")
+        table = Table(box=None, pad_edge=False, show_header=bool(trials))
+        for column in ("trial", "epoch", self.sweep.metric, "", "left"):
+            table.add_column(column, justify="left" if column in {"trial", ""} else "right")
         for trial in trials:
             table.add_row(
-                trial.name,
+                Text(trial.name),
                 "starting" if trial.since is None else f"{trial.epoch}/{trial.epochs or '?'}",
                 "" if trial.value is None else f"{trial.value:.4g}",
+                sparkline(trial.values),
                 clock(trial.seconds_left()),
             )
-        self._live.update(table, refresh=True)
+        return Group(Text(words), *self._grid(trials, states), table)
+
+    def _grid(
+        self, trials: Sequence[Active], states: Mapping[str, FrozenTrial | None]
+    ) -> list[Table]:
+        """Return rows and seeds as a grid; nothing of a search."""
+        if not self.sweep.rows:
+            return []
+        here = {trial.name for trial in trials}
+        grid = Table(box=None, pad_edge=False, show_header=False)
+        for row in self.sweep.runnable:
+            tuning = [job.folder for job in self.sweep.tuning_jobs(row)]
+            reported = [self.sweep.reported_job(row, s, {}).folder for s in self.sweep.seeds]
+            parts = [
+                Text.assemble(*(_mark(name in here, states.get(name)) for name in folders))
+                for folders in (tuning, reported)
+            ]
+            grid.add_row(Text(self.sweep.label(row)), *(part for part in parts if part.plain))
+        return [grid]
+
+
+# State -> its mark in the grid and its colour.
+MARKS = {
+    TrialState.COMPLETE: ("█", "green"),
+    TrialState.RUNNING: ("▶", "yellow"),
+    TrialState.FAIL: ("x", "red"),
+    TrialState.PRUNED: ("-", "default"),
+    TrialState.WAITING: ("·", "dim"),
+}
+
+
+def _mark(here: bool, trial: FrozenTrial | None) -> tuple[str, str]:
+    state = TrialState.RUNNING if here else trial.state if trial else TrialState.WAITING
+    return MARKS[state]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return the last twelve values as bars of eight heights, low to high."""
+    shown = [value for value in values if math.isfinite(value)][-12:]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(bars[round((v - low) / (high - low or 1) * 7)] for v in shown)
+
+
+def total_left(
+    sweep: Sweep,
+    workers: int,
+    trials: Sequence[Active],
+    states: Mapping[str, FrozenTrial | None],
+) -> float | None:
+    """Return about how many seconds all trials will take; None before anything is known.
+
+    What has not begun is expected to take as long as what has ended, or is in hand, on average.
+
+    Args:
+        sweep: The sweep.
+        workers: How many trials run at the same time.
+        trials: Those in hand here.
+        states: The trial that counts for each run folder; None where there is none yet.
+    """
+    here = {trial.name: trial for trial in trials}
+    lefts = [found for trial in trials if (found := trial.seconds_left()) is not None]
+    known = [t.user_attrs["seconds"] for t in states.values() if t and "seconds" in t.user_attrs]
+    known += [
+        left + trial.at - trial.since
+        for trial in trials
+        if trial.since is not None and (left := trial.seconds_left()) is not None
+    ]
+    if not known:
+        return None
+    mean = sum(known) / len(known)
+    open_ = [
+        name
+        for name, trial in states.items()
+        if name not in here and (trial is None or trial.state == TrialState.WAITING)
+    ]
+    waiting = len(open_)
+    if sweep.search is not None:
+        waiting = max(0, sweep.search.trials - len(states.keys() | here)) + len(open_)
+    begun = sum(lefts) + mean * (len(trials) - len(lefts))
+    return max([(begun + mean * waiting) / workers, *lefts])
 
 
 def clock(seconds: float | None) -> str:

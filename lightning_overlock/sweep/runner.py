@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from lightning_overlock.errors import Interrupted
 from lightning_overlock.runs.progress import can_continue, is_finished, seconds_trained
@@ -74,10 +74,11 @@ class Runner:
         share = max(1, (cores or 1) // workers)
         self.threads = min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
         self._machines = [machine(self.threads, self._devices_of(i)) for i in range(workers)]
-        self._view = View(name, sweep.metric)
+        self._view = View(name, sweep, workers)
         self._active: dict[int, Active] = {}
         self._processes: dict[int, Process] = {}
         self._summary = ""
+        self._states: dict[str, FrozenTrial | None] = {}
         self._received: list[int] = []
         self._stop = threading.Event()
 
@@ -98,7 +99,7 @@ class Runner:
             obeyed = 0
             while True:
                 done, pending = wait(workers, POLL_SECONDS, FIRST_EXCEPTION)
-                self._view.refresh(list(self._active.values()), self._summary)
+                self._view.refresh(list(self._active.values()), self._summary, self._states)
                 if not pending:
                     break
                 if any(worker.exception() for worker in done) and not self._stop.is_set():
@@ -142,7 +143,7 @@ class Runner:
         study = Study(self.sweep, self.storage, self.name)
         while not self._stop.is_set():
             claim = study.take(self.request)
-            self._summary = study.summary()
+            self._summary, self._states = study.summary(), study.states()
             if claim is not None:
                 self._run_trial(study, index, claim)
                 continue

@@ -33,7 +33,7 @@ def test_table_figures_and_trials_are_in_it(page):
     assert "52.00 ± 1.00" in page
     assert page.count("<svg") == 2
     assert page.count("<details") == 6
-    assert "differs from the baseline in: nothing" in page
+    assert "differs from the baseline in: model.lr not set (baseline: 1)" in page
     assert "No plan was frozen before it ran." in page
     assert "seed 1: 51, seed 2: 52, seed 3: 53" in page
     assert "the log&#x27;s end &lt;here&gt;" in page
