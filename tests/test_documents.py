@@ -16,7 +16,7 @@ from tasks.coco_layout import write_layout
 from lightning_overlock.bench.options import read_options
 from lightning_overlock.cli.main import main
 from lightning_overlock.cli.request import read_request
-from lightning_overlock.sweep import command as sweep_command
+from lightning_overlock.sweep import arguments as sweep_arguments
 from lightning_overlock.sweep.read import read
 
 ROOT = Path(__file__).parent.parent
@@ -185,12 +185,13 @@ def test_every_command_runs_in_the_order_of_the_pages(workplace, capsys):
 def test_commands_that_are_only_mentioned_are_read(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)[1:]
-    if name == "sweep" and words[0] in sweep_command.ACTIONS:
+    if name == "sweep" and words[0] in sweep_arguments.ACTIONS:
         if "./gate.yaml" in words:
-            (yaml,) = blocks("yaml", ROOT / "docs" / "sweeps.md")
+            yaml, *_ = blocks("yaml", ROOT / "docs" / "sweeps.md")
             Path("gate.yaml").write_text(yaml)
-        options = sweep_command._parser().parse_args(words)
-        assert options.file is None or read(options.file, options.profile, options.set).rows
+        options = sweep_arguments.parse(words)
+        if words[0] in sweep_arguments.OF_FILES:
+            assert read(options.file, options.profile, options.set).rows
     elif name == "bench":
         with pytest.raises(SystemExit) if "--help" in words else nullcontext():
             read_options(words)
