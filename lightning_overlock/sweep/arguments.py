@@ -164,6 +164,7 @@ def _of_file(parser: argparse.ArgumentParser, action: str) -> None:
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per device, or 1)")
     add("--devices", metavar="0,1,…", help="GPUs, shared out among the workers")
     add("--retries", type=int, default=1, metavar="N", help="of a failed trial (default: 1)")
+    add("--fresh", action="store_true", help="a new interpreter for each trial, as beside GPUs")
     add("--retry-failed", action="store_true", help="also what would fail in the same way again")
 
 

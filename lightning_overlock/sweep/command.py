@@ -135,6 +135,7 @@ def _train(
     study.reconcile()
     folder.mkdir(parents=True, exist_ok=True)
     from lightning_overlock.sweep.runner import Runner
+    from lightning_overlock.sweep.warm import is_possible
 
     devices = _devices(args.devices, args.workers)
     runner = Runner(
@@ -154,6 +155,7 @@ def _train(
             only=only,
         ),
         wait_for_others=args.action == "run",
+        warm=not args.fresh and is_possible(),
     )
     try:
         runner.run()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from lightning_overlock.sweep import watchdog
+from lightning_overlock.sweep.warm import WarmProcess
 
 # What a person would type, less its arguments.
 COMMAND = [sys.executable, "-m", "lightning_overlock"]
@@ -48,6 +49,38 @@ def environment(runs: Path, threads: int, devices: str | None) -> dict[str, str]
     return kept
 
 
+class FreshProcess:
+    """A trial in an interpreter of its own.
+
+    Args:
+        command: The words of the command.
+        environment: Its environment variables.
+        log: The file that its output is appended to.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", watchdog.__file__, *command],
+                stdin=subprocess.PIPE,  # closes when this process dies
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is the runner's to pass on
+            )
+        self.pid = self._process.pid
+
+    def wait(self, seconds: float | None) -> int | None:
+        """Wait for its end, at most this long, and return its exit code; None if it goes on."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return code
+
+
 class Process:
     """A running `lightning fit`, which dies with this process.
 
@@ -55,47 +88,45 @@ class Process:
         arguments: What follows `lightning`.
         environment: Its environment variables.
         log: The file that its output is appended to.
+        warm: Fork it from the warm process, which must have been started.
     """
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], log: Path, warm: bool = False
+    ) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self._from = output.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", watchdog.__file__, *COMMAND, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is the runner's to pass on
-            )
-
-    def wait(self, seconds: float) -> int | None:
-        """Wait for its end, at most this long, and return its exit code; None if it goes on."""
+        self._from = log.stat().st_size if log.is_file() else 0
+        words = ([*COMMAND, *arguments], environment, log)
+        self._process: FreshProcess | WarmProcess
         try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        self._clear_up()
+            self._process = WarmProcess(*words) if warm else FreshProcess(*words)
+        except (OSError, EOFError):
+            if not warm:
+                raise
+            self._process = FreshProcess(*words)  # the warm process was killed just now
+
+    def wait(self, seconds: float | None) -> int | None:
+        """Wait for its end, at most this long, and return its exit code; None if it goes on."""
+        code = self._process.wait(seconds)
+        if code is not None:
+            # Whatever processes of a crashed multi-GPU training are left.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         return code
 
     def interrupt(self) -> None:
         """Ask it to save its state and stop, as Ctrl-C does."""
-        self._process.send_signal(signal.SIGINT)
+        if self.wait(0) is None:
+            os.kill(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """End it and all its children at once; nothing happens if it has ended."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._clear_up()
-
-    def _clear_up(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        # Whatever processes of a crashed multi-GPU training are left.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self.wait(0) is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it leads no group yet
+                os.kill(self._process.pid, signal.SIGKILL)
+            self.wait(None)
 
     def last_lines(self) -> str:
         """Return the end of what it has printed."""

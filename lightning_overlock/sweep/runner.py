@@ -27,6 +27,7 @@ from lightning_overlock.sweep.provenance import checkout, machine
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.study import Claim, Study, TrialEnded
 from lightning_overlock.sweep.trials import Request
+from lightning_overlock.sweep.warm import warmed_up
 
 # Between two looks at a trial's metrics, and at a queue that is empty.
 POLL_SECONDS = 1.0
@@ -49,6 +50,8 @@ class Runner:
             let every trial see what this process sees.
         request: What is to be trained, and how often what fails.
         wait_for_others: Wait for trials of other runners, to take over what they leave.
+        warm: Fork the trials from one process that has imported everything, instead of starting an
+            interpreter for each. Their environment is this process's own while it runs.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Runner:
         devices: list[str] | None = None,
         request: Request | None = None,
         wait_for_others: bool = True,
+        warm: bool = False,
     ) -> None:
         self.sweep = sweep
         self.storage = storage
@@ -70,6 +74,7 @@ class Runner:
         self.devices = devices
         self.request = request or Request()
         self.wait_for_others = wait_for_others
+        self.warm = warm
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         share = max(1, (cores or 1) // workers)
         self.threads = min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
@@ -81,6 +86,8 @@ class Runner:
         self._states: dict[str, FrozenTrial | None] = {}
         self._received: list[int] = []
         self._stop = threading.Event()
+        # The trials' process can be forked.
+        self._ready = threading.Event()
 
     def _devices_of(self, worker: int) -> str | None:
         if not self.devices:
@@ -94,7 +101,13 @@ class Runner:
         Raises:
             Interrupted: By Ctrl-C, SIGTERM or SIGUSR1, after the trials have saved their state.
         """
-        with self._view, self._signals(), ThreadPoolExecutor(self.workers) as pool:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._view)
+            stack.enter_context(self._signals())
+            if self.warm:
+                own = environment(self.folder, self.threads, None)
+                self._ready = stack.enter_context(warmed_up(own))
+            pool = stack.enter_context(ThreadPoolExecutor(self.workers))
             workers = [pool.submit(self._work, index) for index in range(self.workers)]
             obeyed = 0
             while True:
@@ -237,8 +250,10 @@ class Runner:
         """
         threads, devices = self.threads, self._devices_of(index)
         log = self.folder / f"{follow.folder.name}.log"
-        process = Process(arguments, environment(self.folder, threads, devices), log)
-        self._processes[index] = process
+        while self.warm and not self._ready.wait(POLL_SECONDS):
+            follow.beat()
+        own = environment(self.folder, threads, devices)
+        self._processes[index] = process = Process(arguments, own, log, self.warm)
         try:
             if self._stop.is_set():
                 process.interrupt()

@@ -88,7 +88,8 @@ def _worker_words(
     for option, value in given.items():
         if value is not None:
             words += [f"--{option}", str(value)]
-    return [*words, "--retry-failed"] if args.retry_failed else words
+    flags = {"--retry-failed": args.retry_failed, "--fresh": args.fresh}
+    return words + [flag for flag, typed in flags.items() if typed]
 
 
 def _without_password(url: str | None) -> str | None:

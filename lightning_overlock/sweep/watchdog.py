@@ -11,32 +11,41 @@ import signal
 import subprocess
 import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
 
 
 def main(command: list[str]) -> int:
     """Run a command and return its exit code, 128 + n if signal n ended it."""
-    child: subprocess.Popen[bytes] | None = None
-
-    def forward(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        # To the command alone: it tells its own children.
-        if child is not None:
-            child.send_signal(signum)
-
-    signal.signal(signal.SIGINT, forward)
-    # A cluster tells all processes of a job, and so the command itself.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # Ignored signals stay so in the command. SLURM's notice is the runner's to answer.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_watch, daemon=True).start()
-    code = child.wait()
+
+    def wait_for_asker() -> None:
+        while os.read(0, 1):
+            pass
+
+    return watch(child.pid, wait_for_asker)
+
+
+def watch(child: int, wait_for_asker: Callable[[], object]) -> int:
+    """Wait for a child of this process and return its exit code, 128 + n if signal n ended it.
+
+    Args:
+        child: Its process number; it belongs to the process group that this process leads.
+        wait_for_asker: Returns when whoever has asked for it has died; all are killed then.
+    """
+    # To the command alone: it tells its own children.
+    signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGINT))
+    # A cluster tells all processes of a job, and so the command itself.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def end_with_asker() -> None:
+        wait_for_asker()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_asker, daemon=True).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code if code >= 0 else 128 - code
-
-
-def _watch() -> None:
-    while os.read(0, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def main(words):
     signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
     once = runs / f"{typed['name']}.once"
     for epoch in range(len(rows), epochs):
-        time.sleep(float(typed.get("fake.seconds", 0)))
+        time.sleep(float(typed.get("fake.seconds", os.environ.get("FAKE_SECONDS", 0))))
         if stopped:
             return 130
         if typed.get("fake.crash") == str(epoch) and not once.exists():

@@ -2,24 +2,24 @@
 
 import contextlib
 import csv
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-import optuna
 import pytest
-import torch
 from optuna.trial import TrialState
-from sweep.fake_fit import value
+from sweep.killed_runner import NAME, sweep_of, write_checkpoint
 
 from lightning_overlock.sweep.read import read
+from lightning_overlock.sweep.results import results as measured
 from lightning_overlock.sweep.storage import open_storage
 from lightning_overlock.sweep.study import Study
+from lightning_overlock.sweep.table import sheet
 
 SWEEP = """\
 title: Killed
@@ -173,81 +173,87 @@ def run_status(*arguments):
 
 # Trials that train nothing, and so many kills
 
-RUNNER = """
-import sys
-from pathlib import Path
 
-sys.path[:0] = {paths!r}
-from lightning_overlock.sweep import process, runner
-from lightning_overlock.sweep.parts import Row, Tune
-from lightning_overlock.sweep.spec import Sweep
-from lightning_overlock.sweep.storage import open_storage
-from lightning_overlock.sweep.study import Study
-from lightning_overlock.sweep.trials import Request
-
-process.COMMAND = [sys.executable, "-S", {fake!r}]
-runner.POLL_SECONDS = runner.QUEUE_SECONDS = 0.05
-runner.write_hparams = lambda *_: None  # it imports torch
-sweep = Sweep(
-    name="s", title="s", profile="p", configs=["quickstart"], metric="val/top1", baseline="a",
-    options={{"trainer.max_epochs": 3, "fake.seconds": 0.3}}, seeds=list(range(5)),
-    rows={{"a": Row(options={{"model.y": 1}}), "b": Row(options={{"model.y": 2}})}},
-    tune=Tune(options={{"model.x": [1, 2]}}, seeds=[90]), path=Path("s.yaml"),
-)
-if __name__ == "__main__":
-    study = Study(sweep, open_storage("sqlite:///runs/study.db"), "s-p", create=True)
-    study.reconcile()
-    runner.Runner(sweep, study.storage, "s-p", Path("runs").resolve(), workers=2,
-                  request=Request(retries=1000)).run()
-"""
+def started(role, url, settings, folder):
+    # By -c: multiprocessing would import any other main module in every process that it forks.
+    words = [role, url, json.dumps(settings), str(folder)]
+    code = "import sys; from sweep.killed_runner import main; main(*sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [20, 100])
-def test_however_often_runners_and_trials_are_killed_every_result_is_there_once(
-    kills, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    Path("runs").mkdir()
-    Path("fakes").mkdir()
-    for epoch in range(3):
-        torch.save({"epoch": epoch}, f"fakes/{epoch}.ckpt")
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    fake = str(Path(__file__).with_name("fake_fit.py"))
-    Path("runner.py").write_text(RUNNER.format(paths=paths, fake=fake))
-    environment = os.environ | {"FAKE_CHECKPOINTS": str(tmp_path / "fakes")}
-    draw = random.Random(kills)
+def table_of(url, settings, folder):
+    """The table's rows without what was measured by the clock, and all trials."""
+    storage = open_storage(url)
+    study = Study(sweep_of(settings), storage, NAME)
+    found = strip(sheet(measured(study.optuna, study.sweep, folder)).csv())
+    trials = study.trials()
+    storage.remove_session()
+    storage.engine.dispose()
+    return found, trials
 
-    def begin():
-        return subprocess.Popen([sys.executable, "runner.py"], env=environment)
 
-    runner, killed = begin(), 0
-    while killed < kills:
+def disturb(kills, url, settings, folder, draw):
+    """Kill a runner, a worker, or a process of a trial so many times."""
+    running = {role: started(role, url, settings, folder) for role in ("run", "worker")}
+    for _ in range(kills):
         time.sleep(draw.uniform(0, 0.6))
-        trials = left_over(str(tmp_path / "runs"))
-        if runner.poll() == 0:
-            break  # all is done already
-        if not trials:
-            continue  # nothing to lose yet
-        if draw.random() < 0.3:
-            runner.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
-            runner.wait()
-            runner = begin()
-        else:
+        while not (trials := left_over(str(folder))):  # nothing to lose yet
+            assert running["run"].poll() is None, "all is done already"
+            time.sleep(0.02)
+        role = draw.choice(["run", "worker", "trial", "trial"])
+        if role == "trial":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(draw.choice(trials)), signal.SIGKILL)
-        killed += 1
-    while runner.wait() != 0:  # it was asked to stop
-        runner = begin()
-    study = optuna.load_study(study_name="s-p", storage="sqlite:///runs/study.db")
-    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
-    found = Counter(t.user_attrs["folder"] for t in complete)
-    assert set(found.values()) == {1}
-    assert len(found) == 14  # two rows: two points of the grid and five seeds each
-    assert killed > kills // 2
-    for trial in complete:
-        x = float(trial.user_attrs["options"]["model.x"])
-        seed = trial.user_attrs["seed"]
-        assert trial.value == max(value(x, seed, epoch) for epoch in range(3))
-    assert not left_over(str(tmp_path / "runs"))
+            continue
+        running[role].send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1]))
+        running[role].wait()
+        running[role] = started(role, url, settings, folder)
+    running["worker"].wait()
+    if running["run"].wait() != 0:  # a signal asked it to stop
+        assert started("run", url, settings, folder).wait() == 0
+
+
+KILLS = [
+    pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+]
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.parametrize(("database", "warm"), [("file", False), ("file", True), ("server", True)])
+def test_however_often_something_is_killed_the_table_is_the_undisturbed_one(
+    kills, database, warm, tmp_path, monkeypatch, request
+):
+    monkeypatch.chdir(tmp_path)
+    # More to train than can be done between so many kills.
+    settings = {"epochs": max(6, kills // 4), "warm": warm}
+    folders = {name: tmp_path / name for name in ("quiet", "killed")}
+    for folder in folders.values():
+        folder.mkdir()
+    for epoch in range(settings["epochs"]):
+        write_checkpoint(epoch)
+    monkeypatch.setenv("FAKE_CHECKPOINTS", str(tmp_path))
+    url = f"sqlite:///{folders['killed']}/study.db"
+    if database == "server":
+        url = request.getfixturevalue("server")
+    quiet = f"sqlite:///{folders['quiet']}/study.db"
+    assert started("run", quiet, settings, folders["quiet"]).wait() == 0
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    disturb(kills, url, settings, folders["killed"], random.Random(kills))
+    expected, undisturbed = table_of(quiet, settings, folders["quiet"])
+    found, trials = table_of(url, settings, folders["killed"])
+    assert found == expected
+    assert len(undisturbed) == 14  # two rows: two points of the grid and five seeds each
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 14
+    values = {trial.user_attrs["folder"]: trial.value for trial in undisturbed}
+    assert {trial.user_attrs["folder"]: trial.value for trial in complete} == values
+    end = time.monotonic() + 60
+    while left_over(str(folders["killed"])):
+        assert time.monotonic() < end
+        time.sleep(0.05)
