@@ -120,10 +120,8 @@ def smaller(words):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+def workplace(workplace, monkeypatch):
+    tmp_path = workplace
     monkeypatch.setenv("OVERLOCK_CACHE", "cache")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rng = np.random.default_rng(0)

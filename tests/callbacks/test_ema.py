@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from shared import SaveAfterEpoch
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,15 +54,6 @@ class Reference(Callback):
         if trainer.global_step > self.steps:
             self.steps += 1
             self.ema.update(pl_module.model, step=self.steps)
-
-
-class SaveAfterEpoch(Callback):
-    def __init__(self, epoch, path):
-        self.epoch, self.path = epoch, path
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
 
 
 class Seen(Callback):

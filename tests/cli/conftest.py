@@ -10,11 +10,8 @@ from lightning_overlock.cli.main import main
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+def in_workplace(workplace):
+    """Every test of the command works in an empty folder."""
 
 
 @pytest.fixture(scope="session")

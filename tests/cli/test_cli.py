@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from shared import printed_config
 from shared_run import QUICK
 
 from lightning_overlock import __version__
@@ -79,12 +80,6 @@ def test_bench_gets_its_own_arguments(monkeypatch):
 
 
 # Options
-
-
-def printed_config(capsys, *arguments):
-    capsys.readouterr()
-    assert main(["fit", *arguments, "--print_config"]) == 0
-    return yaml.safe_load(capsys.readouterr().out)
 
 
 def test_options_without_init_args_reach_the_chosen_class(capsys):

@@ -20,14 +20,6 @@ DENSE = sorted(n for n in shipped() if re.match(r"(coco|detection|ade20k|segment
 BASES = sorted(set(shipped()) - set(VARIANTS) - set(DENSE))
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-
-
 @pytest.fixture
 def images(tmp_path):
     random = np.random.default_rng(0)

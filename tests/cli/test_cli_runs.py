@@ -1,6 +1,5 @@
 """Runs from the command line: their folder, their end and their continuation."""
 
-import csv
 import os
 import re
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from shared import csv_rows
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.runs.lock import claim_run_folder
@@ -33,21 +33,8 @@ TINY = [
 CONSTANT = ["--model.lr=1e-3", "--model.min_lr=1e-3", "--model.warmup_epochs=0"]
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-
-
 def load(path):
     return torch.load(path, weights_only=True)
-
-
-def rows(path):
-    with Path(path).open() as file:
-        return list(csv.DictReader(file))
 
 
 def assert_same_training(first, second):
@@ -79,7 +66,7 @@ def test_a_run_folder_holds_what_the_run_was(capsys):
     assert config["ema"]["decay"] == 0.9
     assert "ckpt_path" not in config
     assert last["hyper_parameters"]["class_names"] == list("0123456789")
-    table = rows(folder / "metrics.csv")
+    table = csv_rows(folder / "metrics.csv")
     assert [(row["stage"], row["epoch"], row["step"]) for row in table] == [
         ("fit", "0", "3"),
         ("fit", "1", "6"),
@@ -104,7 +91,7 @@ def test_four_epochs_are_two_and_two(capsys):
     assert whole["global_step"] == 12
     assert_same_training(whole, halves)
     for one, other in zip(
-        *(rows(f"runs/{n}/metrics.csv") for n in ("whole", "halves")), strict=True
+        *(csv_rows(f"runs/{n}/metrics.csv") for n in ("whole", "halves")), strict=True
     ):
         for name in ("epoch", "step", "val/loss", "val/top1", "train/loss", "lr"):
             assert one[name] == other[name]
@@ -168,7 +155,7 @@ def test_checkpointing_can_be_turned_off():
         main(["fit", *TINY, "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false"]) == 0
     )
     assert not Path("runs/quickstart/checkpoints").exists()
-    assert len(rows("runs/quickstart/metrics.csv")) == 1
+    assert len(csv_rows("runs/quickstart/metrics.csv")) == 1
 
 
 def test_a_configuration_s_callbacks_drop_none_of_ours():
@@ -183,7 +170,7 @@ def test_a_requeued_job_continues_its_run(monkeypatch):
     assert main(["fit", *TINY, *CONSTANT, "--trainer.max_epochs=1"]) == 0
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(["fit", *TINY, *CONSTANT, "--trainer.max_epochs=2"]) == 0
-    assert [row["epoch"] for row in rows("runs/quickstart/metrics.csv")] == ["0", "1"]
+    assert [row["epoch"] for row in csv_rows("runs/quickstart/metrics.csv")] == ["0", "1"]
     assert not Path("runs/quickstart.1").exists()
 
 
@@ -242,7 +229,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     assert (stopped["epoch"], stopped["global_step"]) == (1, 4 + batch)
     assert main(resume.split()) == 0
     assert_same_training(*(load(f"runs/{n}/checkpoints/last.ckpt") for n in ("stopped", "whole")))
-    table, whole = (rows(f"runs/{n}/metrics.csv") for n in ("stopped", "whole"))
+    table, whole = (csv_rows(f"runs/{n}/metrics.csv") for n in ("stopped", "whole"))
     assert [row["epoch"] for row in table] == ["0", "1", "2"]
     assert [row["val/loss"] for row in table] == [row["val/loss"] for row in whole]
     # The continued epoch's clock starts with it, not with the machine.
@@ -274,6 +261,6 @@ def test_two_processes_share_one_run_folder():
     assert second.returncode == 0, err
     assert "Starting with 2 processes" in err
     assert [path.name for path in Path("runs").iterdir()] == ["quickstart"]
-    assert [row["epoch"] for row in rows("runs/quickstart/metrics.csv")] == ["0", "1"]
+    assert [row["epoch"] for row in csv_rows("runs/quickstart/metrics.csv")] == ["0", "1"]
     assert out.count("logs: runs/quickstart") == 1
     assert load("runs/quickstart/checkpoints/last.ckpt")["global_step"] == 6

@@ -17,13 +17,6 @@ from lightning_overlock.cli.main import main
 NAMES = ["[b] null", "tree [dead]"]
 
 
-@pytest.fixture(autouse=True)
-def seeds(monkeypatch):
-    # Set by seed_everything; other tests must not see them.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-
-
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -10,6 +10,7 @@ import timm
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from shared import truncate
 from timm.data import create_transform, resolve_model_data_config
 
 from lightning_overlock.data import ImageFolderDataModule
@@ -55,10 +56,6 @@ def test_the_strongest_posterisation_leaves_an_image(policy, monkeypatch):
     assert found
     # The least number of bits that timm asks for
     assert np.unique(np.asarray(found[0].aug_fn(image, 0))).tolist() == [0, 128]
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def folder(root: Path, **options) -> ImageFolderDataModule:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+from shared import truncate
 
 from lightning_overlock.data.images import (
     MAX_PIXELS,
@@ -285,10 +286,6 @@ def test_a_palette_with_one_colour_clear_lies_on_white(tmp_path):
 
 def write_image(path: Path, colour: tuple[int, int, int]) -> None:
     Image.new("RGB", (48, 40), colour).save(path)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif", "ppm"])

@@ -11,11 +11,7 @@ from lightning_overlock.errors import InputError
 from lightning_overlock.runs.layout import last_checkpoint, run_folder, run_of
 from lightning_overlock.runs.lock import claim_run_folder
 
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OVERLOCK_RUNS", raising=False)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def test_the_environment_moves_runs(monkeypatch):

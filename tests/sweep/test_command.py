@@ -20,9 +20,7 @@ from lightning_overlock.sweep.trials import Request
 NAME = "overlock_components"
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.mark.parametrize(
@@ -177,3 +175,20 @@ def test_what_the_study_was_not_run_with_is_refused(action, study, capsys):
     assert main(["sweep", action, NAME, "--set", "metric=val/loss"]) == 2
     assert "metric: found val/loss, but the study" in capsys.readouterr().err
     assert not Path(f"runs/{NAME}-mini/table.md").exists()
+
+
+def test_status_of_a_finished_study_shows_every_result_and_nothing_to_do(study, capsys):
+    results = {"value": 0.25, "epochs": 3, "seconds": 61, "attempts": 1}
+    while not study.is_complete():
+        study.reconcile()
+        while claim := study.take(Request(retry_failed=True)):
+            study.finish(claim, TrialState.COMPLETE, results, 0.25)
+    assert main(["sweep", "status", NAME]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    sweep = read(NAME)
+    trials = [line.split() for line in lines if "-seed" in line]
+    wanted = {f"{row}-seed{seed}" for row in sweep.runnable for seed in sweep.seeds}
+    assert wanted <= {words[0] for words in trials}  # the others are of the tuning
+    assert {words[1] for words in trials} == {"complete"}
+    assert sum(words[2:5] == ["3", "0.25", "1:01"] for words in trials) == len(trials) - 1
+    assert lines[-1] == f"{len(trials)} of {len(trials)} complete"

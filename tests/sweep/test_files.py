@@ -54,12 +54,7 @@ def profiles(name):
     return list(yaml.safe_load(find(name).read_text())["profiles"])
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture

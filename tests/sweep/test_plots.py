@@ -20,6 +20,7 @@ from lightning_overlock.sweep.plots import (
 )
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.results import results
+from lightning_overlock.sweep.search_plots import search_figures
 
 CURVES = {("a", 1): [0.2, 0.6], ("a", 2): [0.4, 0.8], ("b", 1): [0.1, 0.5], ("b", 2): [0.3, 0.9]}
 
@@ -120,3 +121,33 @@ def test_the_pareto_front_has_the_rows_that_none_is_cheaper_and_better_than(foun
     front = next(line for line in axes.lines if line.get_linestyle() == "--")
     assert list(front.get_xdata()) == [1.0]
     assert len(axes.texts) == 2
+
+
+def test_a_search_s_figures_show_its_trials(tmp_path):
+    (tmp_path / "search.yaml").write_text(
+        "{title: A search, metric: val/top1, profiles: {p: {configs: [quickstart], seeds: [1], "
+        "data: digits}}, search: {sampler: random, trials: 4, space: "
+        "{model.lr: {float: [0.001, 0.1], log: true}, "
+        "model.weight_decay: {categorical: [0.0, 0.05]}}}}"
+    )
+    sweep = read(str(tmp_path / "search.yaml"))
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr("sweep", content_of(sweep))
+    assert search_figures(results(study, sweep, tmp_path), WIDE) == {}
+    space = sweep.search.distributions
+    values = [0.5, 0.75, 0.25, 0.625]
+    for number, value in enumerate(values):
+        params = {"model.lr": 0.001 * 4**number, "model.weight_decay": 0.05 * (number % 2)}
+        marks = {"folder": f"trial-{number}", "seconds": 5.0, "epochs": 2}
+        study.add_trial(
+            create_trial(value=value, params=params, distributions=space, user_attrs=marks)
+        )
+    found = search_figures(results(study, sweep, tmp_path), WIDE)
+    assert list(found) == ["history", "importance", "slice", "contour", "parallel"]
+    (history,) = found["history"].axes
+    shown = [point.tolist() for points in history.collections for point in points.get_offsets()]
+    assert sorted(shown) == [[number, value] for number, value in enumerate(values)]
+    named = {label.get_text() for label in found["importance"].axes[0].get_yticklabels()}
+    assert named == set(space)
+    write(results(study, sweep, tmp_path), tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} >= set(found)

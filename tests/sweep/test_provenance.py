@@ -68,3 +68,26 @@ def test_a_machine_is_told_without_its_name():
     assert {"cpu", "cores", "python", "torch", "lightning", "timm", "optuna"} <= found.keys()
     assert found["threads"] == 2
     assert "gpu" not in found
+
+
+def test_the_gpus_are_those_a_trial_sees(tmp_path, monkeypatch):
+    """A stand-in for `nvidia-smi` that knows two cards."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        "*--id=9*) echo No devices were found; exit 6;;\n"
+        "*--id=1*) echo Card B;;\n"
+        "*--query-gpu=name*) printf 'Card A\\nCard B\\n';;\nesac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine(1, None)["gpu"] == "Card A, Card B"
+    assert machine(1, "1")["gpu"] == "Card B"
+    assert "gpu" not in machine(1, "9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert machine(1, None)["gpu"] == "Card B"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "gpu" not in machine(1, None)
+    monkeypatch.setenv("PATH", "")
+    assert "gpu" not in machine(1, "1")

@@ -27,9 +27,7 @@ from lightning_overlock.sweep.trials import Request
 KEYS = [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def sweep_of(**changes):

@@ -9,6 +9,7 @@ import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from shared import SaveAfterEpoch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -74,15 +75,6 @@ class Watch(Callback):
         self.rates.append([(g["lr"], g["weight_decay"]) for g in optimizer.param_groups])
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
         self.norms.append(torch.nn.utils.get_total_norm(gradients).item())
-
-
-class SaveAfterEpoch(Callback):
-    def __init__(self, epoch, path):
-        self.epoch, self.path = epoch, path
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
 
 
 def test_a_run_is_the_same_as_a_plain_loop_of_the_recipe(tmp_path):

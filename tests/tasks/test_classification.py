@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from shared import quiet_trainer
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from timm.loss import SoftTargetCrossEntropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,18 +24,6 @@ def batch(count=4, size=32, dtype=torch.float32):
     generator = torch.Generator().manual_seed(count)
     images = torch.randn(count, 3, size, size, generator=generator, dtype=dtype)
     return images, torch.arange(count) % len(CLASSES)
-
-
-def trainer(folder, **arguments):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
-    )
 
 
 def training_loss(model, images, labels):
@@ -139,7 +127,7 @@ def test_metrics_are_those_of_scikit_learn_over_uneven_batches(tmp_path, stage):
     model = task("test_convnext")
     images, labels = batch(19)
     loader = DataLoader(TensorDataset(images, labels), batch_size=8)
-    run = trainer(tmp_path)
+    run = quiet_trainer(tmp_path)
     evaluate = run.validate if stage == "val" else run.test
     (found,) = evaluate(model, loader, verbose=False)
     model.eval()
@@ -161,7 +149,7 @@ def test_metrics_start_anew_with_every_validation(tmp_path):
     model = task("test_convnext")
     images, labels = batch(8)
     first = DataLoader(TensorDataset(images, labels), batch_size=8)
-    run = trainer(tmp_path)
+    run = quiet_trainer(tmp_path)
     alone = run.validate(model, first, verbose=False)
     run.validate(model, DataLoader(TensorDataset(*batch(5)), batch_size=8), verbose=False)
     assert run.validate(model, first, verbose=False) == alone
@@ -170,7 +158,7 @@ def test_metrics_start_anew_with_every_validation(tmp_path):
 def test_top5_of_three_classes_counts_all_three(tmp_path):
     model = ClassificationTask(class_names=["a", "b", "c"], backbone="test_convnext")
     loader = DataLoader(TensorDataset(batch()[0], torch.tensor([0, 1, 2, 0])), batch_size=4)
-    (found,) = trainer(tmp_path).validate(model, loader, verbose=False)
+    (found,) = quiet_trainer(tmp_path).validate(model, loader, verbose=False)
     assert found["val/top5"] == 1
 
 
@@ -180,7 +168,7 @@ def test_predictions_csv_has_the_likeliest_classes_of_every_item(tmp_path, class
     images, _ = batch(5)
     items = ["a.png", "b, c.png", "d/e.png", 'f"g.png', "hé.png"]
     loader = DataLoader(list(zip(images, items, strict=True)), batch_size=2)
-    run = trainer(tmp_path / "run")
+    run = quiet_trainer(tmp_path / "run")
     for _ in range(2):  # the second time replaces the first
         run.predict(model, loader)
     with (tmp_path / "run" / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -201,7 +189,7 @@ def test_predictions_csv_has_the_likeliest_classes_of_every_item(tmp_path, class
 def test_bf16_trains_to_finite_weights_with_a_float32_loss(tmp_path):
     model = task(mixup=0.8)
     loader = DataLoader(TensorDataset(*batch(8)), batch_size=4)
-    trainer(tmp_path, max_epochs=1, precision="bf16-mixed", log_every_n_steps=1).fit(
+    quiet_trainer(tmp_path, max_epochs=1, precision="bf16-mixed", log_every_n_steps=1).fit(
         model, loader, loader
     )
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -222,7 +210,7 @@ def test_the_likeliest_class_is_written_on_each_image(monkeypatch):
 def test_validation_before_training_does_no_harm(tmp_path):
     model = task("test_convnext")
     loader = DataLoader(TensorDataset(*batch(4)), batch_size=2)
-    trainer(tmp_path).validate(model, loader, verbose=False)
-    trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1).fit(
+    quiet_trainer(tmp_path).validate(model, loader, verbose=False)
+    quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1).fit(
         model, loader, loader
     )

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from lightning.pytorch import Trainer
+from shared import quiet_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -68,25 +68,13 @@ def task(backbone="test_resnet", classes=("ant", "bee"), **arguments):
     return Task(class_names=list(classes), backbone=backbone, **arguments)
 
 
-def trainer(folder, **arguments):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
-    )
-
-
 def rates(model, steps):
     return [model.learning_rate(step) for step in range(steps)]
 
 
 def fitted(folder, epochs=3, **arguments):
     model = task(**arguments)
-    run = trainer(folder, max_epochs=epochs)
+    run = quiet_trainer(folder, max_epochs=epochs)
     run.fit(model, loader())
     return model, run
 
@@ -184,7 +172,7 @@ def test_a_classifier_starts_a_dense_model_and_the_log_says_what_is_new(tmp_path
 
 def test_a_checkpoint_of_a_classification_run_starts_a_dense_model(tmp_path):
     first = ClassificationTask(class_names=["a", "b", "c"], backbone="test_overlock")
-    run = trainer(tmp_path, max_epochs=0)
+    run = quiet_trainer(tmp_path, max_epochs=0)
     images = torch.utils.data.TensorDataset(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
     run.fit(first, DataLoader(images, 2), DataLoader(images, 2))
     run.save_checkpoint(tmp_path / "run.ckpt")

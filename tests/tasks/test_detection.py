@@ -1,7 +1,6 @@
 """Detection: losses, results and their ids, average precision from the command line."""
 
 import contextlib
-import csv
 import io
 import json
 import math
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tasks.coco_layout import write_layout
+from shared import csv_rows
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
@@ -53,18 +52,7 @@ FIT = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    write_layout("coco")
-
-
-def rows(path):
-    with Path(path).open() as file:
-        return list(csv.DictReader(file))
+pytestmark = pytest.mark.usefixtures("coco")
 
 
 def by_pycocotools(truth, results, kind):
@@ -146,13 +134,13 @@ class TestCommands:
         # All hundred detections per image, since so short a training finds nothing for sure.
         loose = ["--model.score_threshold=0", "--trainer.max_epochs=2", "--name=mine"]
         assert main([*FIT, *loose, "--model.lr=1e-3"]) == 0
-        fitted = rows("runs/mine/metrics.csv")[-1]
+        fitted = csv_rows("runs/mine/metrics.csv")[-1]
         for part in ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg"):
             assert float(fitted[f"train/loss_{part}"]) >= 0
         last = "--ckpt_path=runs/mine/checkpoints/last.ckpt"
         assert main(["validate", last]) == 0
         assert main(["predict", last]) == 0
-        row = rows("runs/mine/metrics.csv")[-1]
+        row = csv_rows("runs/mine/metrics.csv")[-1]
         assert row["stage"] == "validate"
         assert_validation_is_pycocotools_own(row, "runs/mine/detections.json")
         for name in ("val/map", "val/mask_map50"):
@@ -206,7 +194,7 @@ class TestCommands:
                 del annotation["segmentation"]
             path.write_text(json.dumps(content))
         assert main([*FIT, "--model.masks=false", "--trainer.max_epochs=1", "--name=boxes"]) == 0
-        row = rows("runs/boxes/metrics.csv")[-1]
+        row = csv_rows("runs/boxes/metrics.csv")[-1]
         assert "val/map" in row
         assert not [name for name in row if "mask" in name]
 

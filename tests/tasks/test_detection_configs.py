@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 import yaml
-from tasks.coco_layout import write_layout
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.configs import shipped
@@ -18,13 +17,7 @@ from lightning_overlock.configs import shipped
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    write_layout("coco")
+pytestmark = pytest.mark.usefixtures("coco")
 
 
 def parsed(*names):

@@ -35,13 +35,7 @@ FIT = [
 ONLY_BOXES = [*FIT, "--model.masks=false"]
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    write_layout("coco")
+pytestmark = pytest.mark.usefixtures("coco")
 
 
 def change(how, splits=("train", "val")):

@@ -63,10 +63,7 @@ class TestTwoProcesses:
         assert math.isfinite(values["train/loss"])
 
 
-def test_a_detector_overfits_two_scenes(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+def test_a_detector_overfits_two_scenes(workplace, capsys):
     write_layout("coco", train=3)
     annotations = Path("coco/annotations")
     content = json.loads((annotations / "instances_train2017.json").read_text())

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
+from shared import quiet_trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -43,18 +43,6 @@ def evaluation_loader(pictures, wanted, batch_size=2):
         pairs,
         batch_size=batch_size,
         collate_fn=lambda items: [list(x) for x in zip(*items, strict=True)],
-    )
-
-
-def trainer(folder, **arguments):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
     )
 
 
@@ -247,7 +235,7 @@ def test_metrics_are_plain_counts_over_uneven_batches(tmp_path, stage, capsys):
     model = task(boundary_metrics=True)
     model.model.decoder.classifier[-1].bias.data[3] = -1e6  # and never predicted
     model.model.decoder.classifier[-1].weight.data *= 100
-    run = trainer(tmp_path)
+    run = quiet_trainer(tmp_path)
     evaluate = run.validate if stage == "val" else run.test
     (found,) = evaluate(model, evaluation_loader(pictures, wanted), verbose=False)
     with torch.no_grad():
@@ -271,7 +259,7 @@ def test_metrics_are_plain_counts_over_uneven_batches(tmp_path, stage, capsys):
 def test_metrics_start_anew_with_every_validation(tmp_path):
     model = task()
     first = evaluation_loader(images((40, 40)), labels((40, 40)))
-    run = trainer(tmp_path)
+    run = quiet_trainer(tmp_path)
     alone = run.validate(model, first, verbose=False)
     second = evaluation_loader(images((50, 40), seed=1), labels((50, 40), seed=1))
     run.validate(model, second, verbose=False)
@@ -282,7 +270,7 @@ def test_predictions_are_label_pngs_in_the_folders_of_their_images(tmp_path):
     model = task(save_overlays=True)
     pictures = images((40, 50), (33, 35))
     loader = evaluation_loader(pictures, ["a.jpg", "deep/er/b.png"])
-    trainer(tmp_path).predict(model, loader)
+    quiet_trainer(tmp_path).predict(model, loader)
     with torch.no_grad():
         expected = model.eval().predict_labels(pictures)
     for name, labels_of, picture in zip(("a", "deep/er/b"), expected, pictures, strict=True):
@@ -325,7 +313,7 @@ def test_a_tiny_set_is_learnt(tmp_path):
     model = task("test_resnet", lr=3e-3, dropout=0.0)
     train = DataLoader(list(zip(pictures, wanted, strict=True)), batch_size=2)
     val = evaluation_loader(list(pictures), list(wanted))
-    run = trainer(tmp_path, max_epochs=30, check_val_every_n_epoch=30, log_every_n_steps=1)
+    run = quiet_trainer(tmp_path, max_epochs=30, check_val_every_n_epoch=30, log_every_n_steps=1)
     run.fit(model, train, val)
     assert run.callback_metrics["val/miou"] > 0.9
 

@@ -28,11 +28,7 @@ SMALL = [
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+def plots(workplace):
     random = np.random.default_rng(0)
     sizes = {"train": [(64, 80)] * 6, "val": [(50, 70), (64, 64), (33, 101), (64, 64), (90, 45)]}
     for split, shapes in sizes.items():

@@ -5,18 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from shared import printed_config
 
 from lightning_overlock.cli.main import main
 
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Set by seed_everything; other tests must not see it.
-    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture
@@ -36,14 +30,8 @@ def ade20k():
     return root
 
 
-def printed(capsys, *arguments):
-    capsys.readouterr()
-    assert main(["fit", *arguments, "--print_config"]) == 0
-    return yaml.safe_load(capsys.readouterr().out)
-
-
 def test_the_ade20k_recipe_is_the_release_s(capsys, ade20k):
-    config = printed(capsys, "--config=ade20k", f"--data.root={ade20k}")
+    config = printed_config(capsys, "--config=ade20k", f"--data.root={ade20k}")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     assert config["trainer"]["max_steps"] == 160_000
     assert config["trainer"]["max_epochs"] is None
@@ -68,8 +56,8 @@ def test_the_ade20k_recipe_is_the_release_s(capsys, ade20k):
 @pytest.mark.parametrize(("name", "drop_path_rate"), [("t", 0.2), ("s", 0.3), ("b", 0.5)])
 def test_variants_hold_only_what_differs(capsys, ade20k, name, drop_path_rate):
     variant = f"--config=ade20k_overlock_{name}"
-    model = printed(capsys, "--config=ade20k", variant, f"--data.root={ade20k}")["model"]
-    plain = printed(capsys, "--config=ade20k", f"--data.root={ade20k}")["model"]
+    model = printed_config(capsys, "--config=ade20k", variant, f"--data.root={ade20k}")["model"]
+    plain = printed_config(capsys, "--config=ade20k", f"--data.root={ade20k}")["model"]
     assert model["init_args"].pop("backbone") == f"overlock_{name}"
     assert model["init_args"].pop("backbone_args") == {"drop_path_rate": drop_path_rate}
     del plain["init_args"]["backbone"], plain["init_args"]["backbone_args"]

@@ -1,0 +1,14 @@
+"""What tests of several rooms share; functions they share are in shared.py."""
+
+import pytest
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to work in; seeds and the place of runs are the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVERLOCK_RUNS", raising=False)
+    # Set by seed_everything; other tests must not see them.
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    return tmp_path
