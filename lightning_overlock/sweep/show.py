@@ -71,7 +71,9 @@ def print_status(study: Study, folder: Path) -> None:
             console.print(f"{key}: the file now says {new}, but it was trained with {old}.")
     table = Table(box=None, pad_edge=False)
     for column in ("trial", "state", "epochs", study.sweep.metric, "time", "tries", ""):
-        table.add_column(column, justify="left" if column in {"trial", "state", ""} else "right")
+        justify: Any = "left" if column in {"trial", "state", ""} else "right"
+        # A narrow terminal takes its room from the reasons, not from names.
+        table.add_column(column, justify=justify, no_wrap=column != "")
     failed = []
     for name, trial in study.states().items():
         attributes: dict[str, Any] = trial.user_attrs if trial is not None else {}
