@@ -13,6 +13,7 @@ from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.errors import InputError
 from lightning_overlock.tasks import ClassificationTask
 
+pytestmark = pytest.mark.usefixtures("workplace")  # `validate` writes its tables
 TEN = [f"class{index}" for index in range(10)]
 
 
