@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Tables with more columns are scaled down to the page by LaTeX.
 LATEX_COLUMNS = 6
+# Characters that a narrow terminal leaves to the first column.
+MIN_LABEL = 12
 
 
 def format_figure(value: float | None) -> str:
@@ -186,7 +188,8 @@ class Table:
 
         Args:
             width: The terminal's width in characters. Columns are dropped until the table fits,
-                in the order of `droppable`; None drops none.
+                in the order of `droppable`, then the first column is broken into lines; None leaves
+                all as it is.
         """
         from rich.console import Console
 
@@ -198,9 +201,13 @@ class Table:
             if heading in self.headings:
                 left_out.append(heading)
                 table = self._terminal(left_out)
+        if width is not None and (excess := Console(width=1000).measure(table).maximum - width) > 0:
+            # Nothing more can go: the rows' names are broken into lines.
+            longest = max(len(line[0]) for line in self.cells)
+            table = self._terminal(left_out, max(longest - excess, MIN_LABEL))
         return table
 
-    def _terminal(self, left_out: list[str]) -> "rich.table.Table":
+    def _terminal(self, left_out: list[str], label_width: int | None = None) -> "rich.table.Table":
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -208,7 +215,13 @@ class Table:
         table = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
         for place in shown:
             justify: Any = "left" if place in self.words else "right"
-            table.add_column(Text(_broken(self.headings[place])), justify=justify, no_wrap=True)
+            wraps = place == 0 and label_width is not None
+            table.add_column(
+                Text(_broken(self.headings[place])),
+                justify=justify,
+                no_wrap=not wraps,
+                max_width=label_width if wraps else None,
+            )
         for cells in self.cells:
             table.add_row(*(Text(cells[place]) for place in shown))
         return table

@@ -13,12 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.results import Line, Results
 from lightning_overlock.sweep.search_plots import search_figures
+from lightning_overlock.sweep.trials import metric_of
 
 DPI = 150
 # Inches: of a figure on a screen, and of a column of a paper.
 WIDE, COLUMN = 7.0, 3.25
 # A column's figure has no title, which its caption is.
-COLUMN_STYLE = {
+COLUMN_STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.0,
@@ -40,17 +41,17 @@ def write(results: Results, folder: Path) -> None:
     facts = "\n".join(results.facts)
     title = results.sweep.title
     # TrueType, which publishers ask for; text of SVG as paths, the same everywhere.
-    style = {"pdf.fonttype": 42, "svg.hashsalt": results.name}
+    style: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": results.name}
     for name, figure in figures(results).items():
-        found = {"Title": title, "Description": facts}
-        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata=found)
+        marks: dict[str, Any] = {"Title": title, "Description": facts}
+        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata=marks)
         pyplot.close(figure)  # Optuna's are pyplot's
     with rc_context(COLUMN_STYLE | style):
         for name, figure in figures(results, COLUMN).items():
-            found = {"Title": title, "Description": facts, "Date": None}
-            figure.savefig(folder / f"{name}.svg", metadata=found)
-            found = {"Title": title, "Subject": facts, "CreationDate": None}
-            figure.savefig(folder / f"{name}.pdf", metadata=found)
+            marks = {"Title": title, "Description": facts, "Date": None}
+            figure.savefig(folder / f"{name}.svg", metadata=marks)
+            marks = {"Title": title, "Subject": facts, "CreationDate": None}
+            figure.savefig(folder / f"{name}.pdf", metadata=marks)
             pyplot.close(figure)
 
 
@@ -62,9 +63,10 @@ def figures(results: Results, width: float = WIDE) -> dict[str, Figure]:
         width: In inches; `COLUMN` leaves the titles out.
     """
     if results.sweep.search is not None:
-        return search_figures(results, width)
-    found = {"rows": row_figure(results, width), "curves": curve_figure(results, width)}
-    if any(line.cost.get("gmacs") and line.values for line in results.lines.values()):
+        found = search_figures(results, width)
+    else:
+        found = {"rows": row_figure(results, width), "curves": curve_figure(results, width)}
+    if _costs(results, width):
         found["cost"] = cost_figure(results, width)
     return found
 
@@ -198,19 +200,17 @@ def _lines(text: str, width: float) -> str:
 
 
 def cost_figure(results: Results, width: float = WIDE) -> Figure:
-    """Return the rows' metric against their multiply-adds, with the rows that none dominates.
+    """Return the metric against the cost, with the Pareto front: nothing is cheaper and better.
+
+    Of rows the cost is their multiply-adds, of a search its trials' seconds of training.
 
     Args:
-        results: Of a sweep with rows whose costs are measured.
+        results: Of a sweep with rows whose costs are measured, or of a search.
         width: In inches.
     """
     figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
     axes = figure.add_subplot()
-    points = [
-        (line.cost["gmacs"], line.spread.mean * results.scale, _label(results, line, width))
-        for line in results.lines.values()
-        if line.spread is not None and line.cost.get("gmacs")
-    ]
+    points = _costs(results, width)
     sign = 1 if results.sweep.direction == "maximize" else -1
     front = [
         (cost, metric)
@@ -224,19 +224,35 @@ def cost_figure(results: Results, width: float = WIDE) -> Figure:
     for cost, metric, label in points:
         best = (cost, metric) in front
         axes.plot(cost, metric, "o", color="black" if best else "0.6")
-        axes.annotate(
-            label,
-            (cost, metric),
-            (5, 4) if cost <= middle else (-5, 4),
-            textcoords="offset points",
-            ha="left" if cost <= middle else "right",
-            fontsize="small",
-        )
+        if best or results.lines:  # a search has too many
+            axes.annotate(
+                label,
+                (cost, metric),
+                (5, 4) if cost <= middle else (-5, 4),
+                textcoords="offset points",
+                ha="left" if cost <= middle else "right",
+                fontsize="small",
+            )
     label = "Pareto front"
     axes.plot(*zip(*front, strict=True), "o--", color="black", linewidth=1, label=label)
-    axes.set_xlabel("multiply-adds (G)")
+    axes.set_xlabel("multiply-adds (G)" if results.lines else "training (s)")
     axes.set_ylabel(f"{results.printed}, {results.sweep.select} epoch")
     axes.legend(frameon=False, fontsize="small")
     axes.margins(x=0.3, y=0.15)
     _finish(axes, results, width)
     return figure
+
+
+def _costs(results: Results, width: float) -> list[tuple[float, float, str]]:
+    """Return cost, metric as printed, and label of each row or trial where both are known."""
+    if results.lines:
+        return [
+            (line.cost["gmacs"], line.spread.mean * results.scale, _label(results, line, width))
+            for line in results.lines.values()
+            if line.spread is not None and line.cost.get("gmacs")
+        ]
+    return [
+        (trial.user_attrs["seconds"], value * results.scale, f"trial {trial.number}")
+        for trial in results.frozen
+        if (value := metric_of(trial)) is not None and "seconds" in trial.user_attrs
+    ]

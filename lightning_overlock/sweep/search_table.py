@@ -54,6 +54,8 @@ def search_sheet(results: Results) -> Table:
         title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
         notes=notes + results.facts,
         records=records,
+        # A narrow terminal keeps the trial and its metric, and what options it has room for.
+        droppable=[TIME, *reversed(options)],
         label=results.name,
         printed={results.metric: results.printed},
     )

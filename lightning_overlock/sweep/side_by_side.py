@@ -49,9 +49,9 @@ def side_by_side(one: Results, other: Results) -> Table:
     Raises:
         InputError: If one is a search, or they measure different things.
     """
-    for found in (one, other):
-        if found.sweep.search is not None:
-            raise InputError(f"{found.name}: a search has no rows to compare.")
+    for study in (one, other):
+        if study.sweep.search is not None:
+            raise InputError(f"{study.name}: a search has no rows to compare.")
     if (one.metric, one.sweep.direction) != (other.metric, other.sweep.direction):
         raise InputError(
             f"{one.name} measures {one.metric}, {other.name} {other.metric}.\n"

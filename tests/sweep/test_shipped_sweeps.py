@@ -39,8 +39,19 @@ def settings(name):
     return [word for key, value in found.items() for word in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(shipped()))
+# A minute of CPU each: a sweep of rows that tunes and a search for every change, all for a release.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow
+            if name in {"overlock_overview", "learning_rate"}
+            else pytest.mark.long,
+        )
+        for name in sorted(shipped())
+    ],
+)
 def test_a_shipped_sweep_is_planned_run_tabled_and_reported(name, capsys):
     sweep = read(name)
     words, study = settings(name), f"{name}-{sweep.profile}"

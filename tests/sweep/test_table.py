@@ -12,7 +12,9 @@ from matplotlib import image
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+import lightning_overlock
 from lightning_overlock.sweep.agreement import content_of
+from lightning_overlock.sweep.notebook import load
 from lightning_overlock.sweep.plots import row_figure
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.results import results
@@ -298,7 +300,7 @@ def test_a_search_lists_its_trials_best_first(search, tmp_path):
     text = (folder / "table.md").read_text()
     assert "Best: --model.lr 0.002 --model.fast True" in text
     assert "6 of 9 trials; sampler tpe, pruner median" in text
-    for name in ("history", "importance", "parallel", "slice", "contour"):
+    for name in ("history", "importance", "parallel", "slice", "contour", "cost"):
         assert image.imread(folder / f"{name}.png").shape[0] > 200
 
 
@@ -308,3 +310,17 @@ def test_a_search_that_has_just_begun_has_a_table(search, tmp_path, lrs):
     write(results(searched(search, lrs), search, folder), folder)
     assert not (tmp_path / "run" / "importance.png").exists()
     assert (tmp_path / "run" / "history.png").exists() == bool(lrs)
+
+
+def test_a_search_s_table_fits_a_narrow_terminal(search, tmp_path):
+    page = sheet(results(searched(search, [1e-3, 2e-3]), search, tmp_path))
+    assert Console(width=1000).measure(page.terminal(40)).maximum <= 40
+    kept = [str(column.header).replace("\n", " ") for column in page.terminal(40).columns]
+    assert kept == ["", "model.lr", "val/top1 (%)"]
+
+
+def test_the_shipped_study_s_table_fits_80_columns():
+    folder = Path(lightning_overlock.__file__).parents[1] / "sweeps" / "results"
+    page = sheet(load("overlock_overview-claims", folder).results)
+    assert Console(width=1000).measure(page.terminal(80)).maximum <= 80
+    assert "verdict" in [str(column.header) for column in page.terminal(80).columns]
