@@ -36,6 +36,7 @@ class FirstBatch(Callback):
     def __init__(self) -> None:
         self.handlers: list[MemoryHandler] = []
         self.warnings: list[tuple[Any, ...]] = []
+        self.lines: list[str] = []
         self._show = warnings.showwarning
         self._passed = False
 
@@ -46,11 +47,20 @@ class FirstBatch(Callback):
         else:
             self.warnings.append(warning)
 
+    def say(self, line: str) -> None:
+        """Hold a line back, or print it."""
+        if self._passed:
+            print(line)
+        else:
+            self.lines.append(line)
+
     def release(self, *_: Any, **__: Any) -> None:
         """Let everything go, and what comes from now on at once."""
         if self._passed:
             return
         self._passed = True
+        for line in self.lines:
+            print(line)
         for handler in self.handlers:
             handler.capacity = 1
             handler.flush()

@@ -26,7 +26,7 @@ from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.prediction_images import PredictionImages
 from lightning_overlock.cli.help import requested_help
-from lightning_overlock.cli.messages import ParameterCount, held_messages, keep_quiet
+from lightning_overlock.cli.messages import FirstBatch, ParameterCount, held_messages, keep_quiet
 from lightning_overlock.cli.parser import Parser, parse
 from lightning_overlock.cli.request import Request, read_request, typed_options
 from lightning_overlock.errors import ConfigError, InputError, Interrupted
@@ -96,7 +96,7 @@ class TrainingCLI(LightningCLI):
         first_batch: Lets Lightning's messages out when the first batch has gone through.
     """
 
-    def __init__(self, request: Request, first_batch: Callback | None = None) -> None:
+    def __init__(self, request: Request, first_batch: FirstBatch | None = None) -> None:
         self.request = request
         self.first_batch = first_batch
         self.folder = run_folder(request.name)
@@ -329,7 +329,8 @@ class TrainingCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit(model, **kwargs, weights_only=True)
             return
-        with claim_run_folder(self.folder, continued or requeued):
+        say = self._print_rank_zero if self.first_batch is None else self.first_batch.say
+        with claim_run_folder(self.folder, continued or requeued, say):
             try:
                 self.trainer.fit(model, **kwargs, weights_only=True)
             except Interrupted:

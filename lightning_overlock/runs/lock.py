@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,12 +26,19 @@ def is_rank_zero() -> bool:
 
 
 @contextmanager
-def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
+def claim_run_folder(
+    folder: Path, continued: bool, say: Callable[[str], None] = print
+) -> Iterator[None]:
     """Keep other processes out of a run folder while training writes to it.
 
     Only rank zero touches the folder. Unless the run is continued, what an earlier run of the same
     name left is first moved to the next free `NAME.1`, `NAME.2`, …: nothing is overwritten. A run
     that an input error ends before its first epoch leaves everything as it was.
+
+    Args:
+        folder: The run folder.
+        continued: Whether the run goes on with what is in it.
+        say: Tells what was moved.
 
     Raises:
         InputError: If another process is training into the folder, or it cannot be written.
@@ -47,7 +54,7 @@ def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
                 moved = _move_aside(folder)
             os.close(lock)
             lock = _lock(folder)
-            print(f"{folder} held an earlier run; it is now {moved}.")
+            say(f"{folder} held an earlier run; it is now {moved}.")
         yield
     except InputError:
         trained = (folder / CHECKPOINTS).exists() or (folder / METRICS).exists()
@@ -55,7 +62,7 @@ def claim_run_folder(folder: Path, continued: bool) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             if moved is not None:
                 moved.rename(folder)
-                print(f"{moved} is {folder} again: nothing was trained.")
+                say(f"{moved} is {folder} again: nothing was trained.")
         raise
     finally:
         os.close(lock)

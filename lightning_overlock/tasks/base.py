@@ -31,6 +31,7 @@ from lightning_overlock.optim import (
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
+from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.float32 import convert_all_but_sums
 from lightning_overlock.tasks.predictions import tell_unreadable
 
@@ -150,15 +151,7 @@ class BaseTask(LightningModule):
         if len(class_names) < self.min_classes:
             fewest = "two classes" if self.min_classes == 2 else "one class"
             raise InputError(f"class_names is {class_names}, expected at least {fewest}")
-        if (schedule == "multistep") != bool(milestones):
-            raise InputError(
-                f"schedule is {schedule} and milestones is {milestones}\n"
-                "expected milestones with schedule multistep, and only there"
-            )
-        if warmup_steps is not None and warmup_epochs:
-            raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
-        if pretrained and init_from is not None:
-            raise InputError("pretrained and init_from are both given, expected one of them")
+        check_combinations(type(self), self.hparams)
         # What the configure_* hooks and the schedule need is read from self.hparams.
         self.class_names = class_names
         self.backbone = backbone

@@ -133,6 +133,9 @@ def test_a_run_that_never_starts_leaves_the_earlier_one_in_place(capsys):
     assert main(["fit", *TINY, *wrong]) == 2
     assert Path("runs/quickstart/checkpoints/last.ckpt").read_text() == "precious"
     assert [path.name for path in Path("runs").iterdir()] == ["quickstart"]
+    said = capsys.readouterr()
+    assert said.out == ""  # nothing of a folder that was moved and moved back
+    assert len(said.err.strip().splitlines()) <= 3
 
 
 def test_a_run_in_use_is_refused(capsys):

@@ -239,6 +239,7 @@ def test_a_changed_json_is_read_in_full_or_refused(folder, drawn):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @settings(max_examples=600, **OPTIONS)
 @given(drawn=st.data())
 def test_many_changed_jsons_are_read_in_full_or_refused(folder, drawn):

@@ -321,7 +321,7 @@ def test_a_tiny_set_is_learnt(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"stride": 600}, "model.stride is 600"),
+        ({"stride": 600, "inference": "slide"}, "model.stride is 600"),
         ({"test_scales": ()}, "test_scales is empty"),
         ({"test_scales": (1.0, 0.0)}, "model.test_scales: found 0.0, expected a number above 0"),
         ({"test_size": 0}, "model.test_size: found 0, expected a number of at least 1"),

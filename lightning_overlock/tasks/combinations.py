@@ -1,0 +1,73 @@
+"""Options of a task that exclude each other, or that change nothing without another one."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_overlock.errors import InputError
+
+Options = Mapping[str, Any]
+
+
+def _warms_up(options: Options) -> bool:
+    # With 0 steps the warm-up of a recipe is turned off on purpose.
+    return bool(options["warmup_epochs"] or options["warmup_steps"] is not None)
+
+
+def _decays_smoothly(options: Options) -> bool:
+    return bool(options["schedule"] != "multistep")
+
+
+# What an option needs, and whether the options have it.
+NEEDS: dict[str, tuple[str, Callable[[Options], bool]]] = {
+    "gamma": ("schedule multistep", lambda options: options["schedule"] == "multistep"),
+    "power": ("schedule poly", lambda options: options["schedule"] == "poly"),
+    "min_lr": ("schedule cosine or poly", _decays_smoothly),
+    "cooldown_epochs": ("schedule cosine or poly", _decays_smoothly),
+    "warmup_lr": (
+        "warmup_epochs or warmup_steps, and no warmup_factor",
+        lambda options: _warms_up(options) and options["warmup_factor"] is None,
+    ),
+    "warmup_factor": ("warmup_epochs or warmup_steps", _warms_up),
+    "mixup_prob": ("mixup or cutmix", lambda options: options["mixup"] or options["cutmix"]),
+    "mixup_switch_prob": (
+        "mixup and cutmix",
+        lambda options: options["mixup"] and options["cutmix"],
+    ),
+    "window": ("inference slide", lambda options: options["inference"] == "slide"),
+    "stride": ("inference slide", lambda options: options["inference"] == "slide"),
+}
+
+
+def check_combinations(task: type, options: Options) -> None:
+    """Refuse options that exclude each other; warn of options that change nothing.
+
+    Args:
+        task: The task's class, whose signature has the defaults.
+        options: All of its options by name.
+
+    Raises:
+        InputError: Two options exclude each other.
+    """
+    schedule, milestones = options["schedule"], options["milestones"]
+    if (schedule == "multistep") != bool(milestones):
+        raise InputError(
+            f"schedule is {schedule} and milestones is {milestones}\n"
+            "expected milestones with schedule multistep, and only there"
+        )
+    if options["warmup_steps"] is not None and options["warmup_epochs"]:
+        raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
+    if options["pretrained"] and options["init_from"] is not None:
+        raise InputError("pretrained and init_from are both given, expected one of them")
+    defaults: dict[str, Any] = {}
+    for part in reversed(task.__mro__):
+        signature = inspect.signature(part.__init__)  # type: ignore[misc]
+        defaults |= {name: known.default for name, known in signature.parameters.items()}
+    for name, (needed, fulfilled) in NEEDS.items():
+        if name in options and options[name] != defaults[name] and not fulfilled(options):
+            rank_zero_warn(
+                f"model.{name} {options[name]} changes nothing, it needs {needed}",
+                category=UserWarning,
+            )
