@@ -31,9 +31,8 @@ def serve(name: str, runs: Path, url: str | None, port: int) -> None:
             "sweep dashboard: optuna-dashboard is not installed.\n"
             "Install it: pip install 'lightning-overlock[dashboard]'."
         ) from None
-    number = storage.get_study_id_from_name(study.study_name)
     Console(highlight=False, markup=False, soft_wrap=True).print(
-        f"http://{HOST}:{port}/dashboard/studies/{number} has {study.study_name}; Ctrl-C ends it."
+        f"http://{HOST}:{port}/dashboard lists {study.study_name}; Ctrl-C ends it."
     )
     try:
         run_server(storage, HOST, port)
