@@ -25,7 +25,7 @@ long: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long --durations=15
 
 test-notebooks: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 --timeout=3600 notebooks
 
 check: .venv/ready
 	$(BIN)/ruff check .
