@@ -90,10 +90,12 @@ class ExactResume(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; come after all that may stop the run, as Lightning's Timer."""
         self._start_afresh()
-        others = [callback for callback in trainer.callbacks if callback is not self]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if callback is not self]
         savers = [callback for callback in others if isinstance(callback, Checkpoint)]
         # Another list: Lightning goes through this one.
-        trainer.callbacks = [*(c for c in others if c not in savers), self, *savers]
+        callbacks = [*(c for c in others if c not in savers), self, *savers]
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
     # Saving
 

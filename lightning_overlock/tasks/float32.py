@@ -28,7 +28,7 @@ def convert_all_but_sums(
         rounds = converted.dtype in (torch.bfloat16, torch.float16)
         return tensor.to(converted.device) if rounds and id(tensor) in kept else converted
 
-    return LightningModule._apply(task, convert_or_keep, recurse)
+    return LightningModule._apply(task, convert_or_keep, recurse)  # type: ignore[no-untyped-call]
 
 
 def _ids_of_sums(task: LightningModule) -> set[int]:
