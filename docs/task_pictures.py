@@ -15,7 +15,9 @@ from lightning_overlock.data.loading import Key
 TASKS = {
     "cued_clutter": CuedClutterDataModule(digits=4, debris=2, votes=7),
     "pathfinder": PathfinderDataModule(length=6),
-    "key_value_grid": KeyValueGridDataModule(keys=6, pairs=6, repeats=4),
+    "key_value_grid": KeyValueGridDataModule(
+        grid=8, keys=6, pairs=3, colours=3, repeats=18, copies=8
+    ),
 }
 
 if __name__ == "__main__":
