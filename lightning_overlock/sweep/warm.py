@@ -25,6 +25,8 @@ PRELOAD = ["lightning_overlock.sweep.warm_imports"]
 _fork_server = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
 # Processes of multiprocessing may be looked at by one thread at a time.
 _lock = threading.Lock()
+# Trials whose end nobody has seen yet.
+_running: set["WarmProcess"] = set()
 
 
 def is_possible() -> bool:
@@ -64,6 +66,11 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
     try:
         yield ready
     finally:
+        # At its exit, multiprocessing would wait for them.
+        for trial in list(_running):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trial.pid, signal.SIGKILL)
+                os.killpg(trial.pid, signal.SIGKILL)
         _set_environment(before)
 
 
@@ -88,12 +95,16 @@ class WarmProcess:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        _running.add(self)
 
     def wait(self, seconds: float | None) -> int | None:
         """Wait for its end, at most this long, and return its exit code; None if it goes on."""
         wait([self._process.sentinel], seconds)
         with _lock:
-            return self._process.exitcode
+            code = self._process.exitcode
+        if code is not None:
+            _running.discard(self)
+        return code
 
 
 def _set_environment(environment: dict[str, str]) -> None:
@@ -111,7 +122,10 @@ def _watched(command: list[str], environment: dict[str, str], folder: str, log: 
         os.close(found)
     os.dup2(1, 2)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # An interrupt that comes before the watchdog can pass it on waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if (trial := os.fork()) == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _run(command, environment, folder)
         return

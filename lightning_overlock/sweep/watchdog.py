@@ -38,6 +38,7 @@ def watch(child: int, wait_for_asker: Callable[[], object]) -> int:
     signal.signal(signal.SIGINT, lambda *_: os.kill(child, signal.SIGINT))
     # A cluster tells all processes of a job, and so the command itself.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def end_with_asker() -> None:
         wait_for_asker()

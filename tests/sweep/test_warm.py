@@ -50,7 +50,7 @@ with warm.warmed_up(environment) as ready:
     words = json.loads(sys.argv[1])
     one = process.Process(words, environment | json.loads(sys.argv[2]), Path("log"), warm=True)
     if "interrupt" in words:
-        while "ready" not in Path("log").read_text():
+        while not (Path("log").is_file() and "ready" in Path("log").read_text()):
             time.sleep(0.02)
         one.interrupt()
     if "wait" in words:
