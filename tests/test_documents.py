@@ -79,7 +79,8 @@ def mentioned():
     found = []
     for page in PAGES:
         found += re.findall(r"`(lightning [\w-]+ [^`\n]+)`", page.read_text())
-        lines = [line for block in blocks("text", page) for line in block.splitlines()]
+        shown = [block.replace("\\\n", " ") for block in blocks("text", page)]
+        lines = [line for block in shown for line in block.splitlines()]
         found += [line for line in lines if line.startswith("lightning ")]
     return sorted({command for command in found if not re.search(r"\b(FILE|NAME)\b", command)})
 
