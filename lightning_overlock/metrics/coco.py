@@ -27,7 +27,7 @@ def find_evaluator(name: Evaluator) -> tuple[Any, Any]:
         name: "auto" takes faster_coco_eval where it is installed.
 
     Raises:
-        InputError: Faster_coco_eval is asked for and not installed.
+        InputError: `faster_coco_eval` is asked for and not installed.
     """
     if name != "pycocotools":
         try:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.storage import find_study
 
@@ -31,9 +29,8 @@ def serve(name: str, runs: Path, url: str | None, port: int) -> None:
             "sweep dashboard: optuna-dashboard is not installed.\n"
             "Install it: pip install 'lightning-overlock[dashboard]'."
         ) from None
-    Console(highlight=False, markup=False, soft_wrap=True).print(
-        f"http://{HOST}:{port}/dashboard lists {study.study_name}; Ctrl-C ends it."
-    )
+    where = f"http://{HOST}:{port}/dashboard"
+    print(f"{where} lists {study.study_name}; Ctrl-C ends it.", flush=True)
     try:
         run_server(storage, HOST, port)
     except OSError as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from rich.console import Console
 
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.sweep.storage import find_study, queue_lock
@@ -45,7 +44,7 @@ def retry(name: str, trial: str, runs: Path, url: str | None) -> None:
             kept = {key: last.user_attrs[key] for key in ("folder", "seed", "options")}
             study.enqueue_trial(last.params, kept)
     command = study.user_attrs.get("commands", ["lightning sweep run"])[-1]
-    _print(
+    print(
         f"{folder}: its result so far ({_states(groups[folder])}) no longer counts; the folder is "
         f"moved aside when it is trained again, by\n{command}"
     )
@@ -72,7 +71,7 @@ def remove_row(name: str, row: str, runs: Path, url: str | None, ask: bool) -> N
     size = sum(f.stat().st_size for path in folders for f in path.rglob("*") if f.is_file())
     what = f"{len(groups)} trials, {len(folders)} run folders, {size / 1e6:,.0f} MB"
     if ask and not _agreed(f"Remove the row '{row}' from {study.study_name} ({what})? [y/N] "):
-        _print("Nothing was removed.")
+        print("Nothing was removed.")
         return
     with queue_lock(storage, study.study_name):
         groups = _of_row(study, row)
@@ -86,7 +85,7 @@ def remove_row(name: str, row: str, runs: Path, url: str | None, ask: bool) -> N
     for path in map(folder.joinpath, groups):
         shutil.rmtree(path, ignore_errors=True)
         path.with_name(f"{path.name}.log").unlink(missing_ok=True)
-    _print(
+    print(
         f"{row}: removed ({what}). As long as the sweep file has this row, the next "
         "`lightning sweep run` trains it anew."
     )
@@ -145,7 +144,3 @@ def _states(trials: list[FrozenTrial]) -> str:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:12]) or "none"
     return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def _print(text: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)

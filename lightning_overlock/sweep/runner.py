@@ -156,7 +156,8 @@ class Runner:
         study = Study(self.sweep, self.storage, self.name)
         while not self._stop.is_set():
             claim = study.take(self.request)
-            self._summary, self._states = study.summary(), study.states()
+            self._states = study.states()
+            self._summary = study.summary(self._states)
             if claim is not None:
                 self._run_trial(study, index, claim)
                 continue

@@ -34,31 +34,29 @@ def show_study(
     from lightning_overlock.sweep.trials import metric_of
 
     results = load(name, runs, storage).results
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     if action == "report":
         path = (output or results.folder) / "report.html"
         write_report(results, path)
-        console.print(str(path))
+        print(str(path))
         return
     best = results.best
     if best is None:
         raise InputError(f"{results.name}: no trial is complete yet.")
     marks = best.user_attrs
-    console.print(f"{marks['folder']}: {results.metric} {results.text(metric_of(best) or 0.0)}")
-    console.print(marks.get("command", ""))
+    print(f"{marks['folder']}: {results.metric} {results.text(metric_of(best) or 0.0)}")
+    print(marks.get("command", ""))
     if marks.get("checkpoint"):
-        console.print(str(results.folder / marks["checkpoint"]))
+        print(str(results.folder / marks["checkpoint"]))
 
 
 def print_list(runs: Path) -> None:
     """Print the shipped sweeps and the studies below a folder."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print("shipped sweeps:")
+    print("shipped sweeps:")
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
-        console.print(f"  {name:22} {first}")
+        print(f"  {name:22} {first}")
     studies = sorted(path.parent.name for path in runs.glob("*/study.db"))
-    console.print(f"studies in {runs}: {', '.join(studies) or 'none'}")
+    print(f"studies in {runs}: {', '.join(studies) or 'none'}")
 
 
 def print_status(study: Study, folder: Path) -> None:
@@ -75,7 +73,8 @@ def print_status(study: Study, folder: Path) -> None:
         # A narrow terminal takes its room from the reasons, not from names.
         table.add_column(column, justify=justify, no_wrap=column != "")
     failed = []
-    for name, trial in study.states().items():
+    states = study.states()
+    for name, trial in states.items():
         attributes: dict[str, Any] = trial.user_attrs if trial is not None else {}
         value = attributes.get("value")
         error = attributes.get("error", "").splitlines()
@@ -98,4 +97,4 @@ def print_status(study: Study, folder: Path) -> None:
             console.print(f"  {line}", soft_wrap=True)
         if attributes.get("repeats"):
             console.print("  It would fail in the same way again: `run --retry-failed` tries.")
-    console.print(study.summary())
+    console.print(study.summary(states))

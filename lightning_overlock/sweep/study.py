@@ -9,7 +9,7 @@ Optuna's parameters of the same names are for those who look at the study with O
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -303,9 +303,13 @@ class Study:
                 found[folder] = counting(same)
         return found
 
-    def summary(self) -> str:
-        """Return in words how far the sweep is."""
-        search, states = self.sweep.search, self.states()
+    def summary(self, states: Mapping[str, FrozenTrial | None]) -> str:
+        """Return in words how far the sweep is.
+
+        Args:
+            states: What `states` has returned.
+        """
+        search = self.sweep.search
         counts = Counter(trial.state.name.lower() for trial in states.values() if trial)
         total = len(states) if search is None else search.trials
         words = [f"{counts['complete']} of {total} complete"]

@@ -102,12 +102,11 @@ def _without_password(url: str | None) -> str | None:
 
 
 def submit(script: str, folder: Path) -> None:
-    """Write a job's script into the sweep's folder and hand it to sbatch.
+    """Write a job's script into the sweep's folder and hand it to sbatch, which must be there.
 
     Raises:
-        InputError: If there is no sbatch, or it refuses.
+        InputError: If sbatch refuses.
     """
-    require_sbatch()
     path = folder / "submit.sh"
     path.write_text(script, encoding="utf-8")
     answer = subprocess.run(

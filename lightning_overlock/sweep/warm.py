@@ -25,8 +25,6 @@ PRELOAD = ["lightning_overlock.sweep.warm_imports"]
 _fork_server = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
 # Processes of multiprocessing may be looked at by one thread at a time.
 _lock = threading.Lock()
-# Trials whose end nobody has seen yet.
-_running: set["WarmProcess"] = set()
 
 
 def is_possible() -> bool:
@@ -66,11 +64,6 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
     try:
         yield ready
     finally:
-        # At its exit, multiprocessing would wait for them.
-        for trial in list(_running):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(trial.pid, signal.SIGKILL)
-                os.killpg(trial.pid, signal.SIGKILL)
         _set_environment(before)
 
 
@@ -95,16 +88,12 @@ class WarmProcess:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
-        _running.add(self)
 
     def wait(self, seconds: float | None) -> int | None:
         """Wait for its end, at most this long, and return its exit code; None if it goes on."""
         wait([self._process.sentinel], seconds)
         with _lock:
-            code = self._process.exitcode
-        if code is not None:
-            _running.discard(self)
-        return code
+            return self._process.exitcode
 
 
 def _set_environment(environment: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import optuna_dashboard
 import pytest
 from optuna.trial import TrialState
 
@@ -23,7 +24,6 @@ baseline: b
 rows: {a: {label: without gate, options: {model.lr: 1}}, b: {label: with gate}}
 profiles: {p: {configs: [quickstart], seeds: [1, 2]}}
 """
-dashboard = pytest.importorskip("optuna_dashboard")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def ask(storage):
         def log_message(self, *args):
             pass
 
-    server = make_server("127.0.0.1", 0, dashboard.wsgi(storage), handler_class=Silent)
+    server = make_server("127.0.0.1", 0, optuna_dashboard.wsgi(storage), handler_class=Silent)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
 
@@ -91,7 +91,9 @@ def test_row_seed_metric_and_label_are_seen(ask):
 
 def test_the_command_serves_this_machine_alone_and_says_where(storage, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr(dashboard, "run_server", lambda *arguments: served.append(arguments[1:]))
+    monkeypatch.setattr(
+        optuna_dashboard, "run_server", lambda *arguments: served.append(arguments[1:])
+    )
     assert main(["sweep", "dashboard", "mine", "--port", "8123"]) == 0
     assert served == [("127.0.0.1", 8123)]
     assert "http://127.0.0.1:8123/dashboard lists mine-p" in capsys.readouterr().out

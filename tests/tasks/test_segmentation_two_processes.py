@@ -17,7 +17,8 @@ SCRIPT = Path(__file__).with_name("two_processes_segmentation.py")
 def folder(tmp_path_factory):
     """Run the script once: a process that has used OpenMP must not be forked."""
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tests = str(SCRIPT.parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
     subprocess.run(
         [sys.executable, str(SCRIPT), str(folder)], check=True, env=environment, timeout=300
     )

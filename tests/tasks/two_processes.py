@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule
+from shared import quiet_trainer
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
@@ -59,17 +60,12 @@ class SaveAtTheEnd(Callback):
 
 def trainer(folder, processes, **arguments):
     distributed = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    return quiet_trainer(
+        folder,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         max_epochs=2,
         log_every_n_steps=1,
-        default_root_dir=folder,
         **distributed,
         **arguments,
     )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from shared import quiet_trainer
 from tasks.coco_layout import write_layout
 
 from lightning_overlock.data import CocoDataModule
@@ -44,14 +44,9 @@ class Near(DetectionTask):
 
 def trainer(folder, processes, **arguments):
     distributed = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    return quiet_trainer(
+        folder,
         num_sanity_val_steps=0,
-        default_root_dir=folder,
         **distributed,
         **arguments,
     )

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
+from shared import quiet_trainer
 from torch.utils.data import DataLoader, Subset
 
 from lightning_overlock.tasks import SegmentationTask
@@ -69,17 +70,12 @@ def run(folder, processes):
         boundary_metrics=True,
     )
     distributed = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        folder,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         max_epochs=1,
         log_every_n_steps=1,
-        default_root_dir=folder,
         **distributed,
     )
     (metrics,) = trainer.validate(model, datamodule=Data(), verbose=False)
