@@ -30,7 +30,7 @@ from lightning_overlock.optim import (
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
-from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
+from lightning_overlock.tasks.batch_norm import EvaluationStatistics, batch_norms, ends_here
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.float32 import convert_all_but_sums
 from lightning_overlock.tasks.predictions import tell_unreadable
@@ -81,6 +81,9 @@ class BaseTask(LightningModule):
         compile: Compile the backbone's blocks in place.
         channels_last: Keep images and weights in channels-last memory.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
+        bn_momentum: Weight of a new batch in the running statistics of the network's batch norms;
+            those of the network by default. Less than .1 averages over more batches than the last
+            ten, which a short run with small batches needs. The weights are the same either way.
         reestimate_bn: Evaluate and save the network with BatchNorm statistics that are averaged
             over this many training batches of the epoch, see `tasks.batch_norm`; 0 evaluates with
             the running statistics of the training, which lag behind in short runs. The weights
@@ -111,6 +114,7 @@ class BaseTask(LightningModule):
         "weight_decay": AT_LEAST_0,
         "betas": Range(0, 1, open="high"),
         "layer_decay": Range(0, 1, open="low"),
+        "bn_momentum": Range(0, 1, open="low"),
         "reestimate_bn": AT_LEAST_0,
     }
     # An object detector of one class tells it from the background.
@@ -142,6 +146,7 @@ class BaseTask(LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         grad_checkpointing: bool = False,
+        bn_momentum: float | None = None,
         reestimate_bn: int = 0,
     ) -> None:
         super().__init__()
@@ -163,6 +168,9 @@ class BaseTask(LightningModule):
             if not hasattr(self.timm_model, "set_grad_checkpointing"):
                 raise InputError(f"{backbone} has no gradient checkpointing")
             self.timm_model.set_grad_checkpointing(True)
+        if bn_momentum is not None:
+            for _, norm in batch_norms(self.model):
+                norm.momentum = bn_momentum
         if channels_last:
             # Convolutions hand the layout of their weights on to their output.
             self.model.to(memory_format=torch.channels_last)

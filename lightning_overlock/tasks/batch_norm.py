@@ -57,7 +57,7 @@ class EvaluationStatistics:
 
     def start(self, task: Task) -> None:
         """Note which norms train; frozen ones are left alone."""
-        self._norms = {name for name, norm in _norms(task) if norm.training}
+        self._norms = {name for name, norm in batch_norms(task) if norm.training}
 
     def cost(self) -> str:
         """Say how often statistics were re-estimated and how long it took, "" for never."""
@@ -153,7 +153,7 @@ class EvaluationStatistics:
     def _estimate(self, task: Task, batches: int) -> dict[str, Tensor]:
         trainer = task.trainer
         first_batches = getattr(trainer.train_dataloader, "first_batches", None)
-        norms = [(n, m) for n, m in _norms(task) if self._norms is None or n in self._norms]
+        norms = [(n, m) for n, m in batch_norms(task) if self._norms is None or n in self._norms]
         if first_batches is None or not norms:
             return {}
         before = {f"{n}.{key}": b.clone() for n, m in norms for key, b in m.named_buffers()}
@@ -173,11 +173,11 @@ class EvaluationStatistics:
         return _mean_over_processes(task, found)
 
 
-def _norms(task: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    """Return the batch norms with running statistics."""
+def batch_norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    """Return the batch norms with running statistics, by name."""
     return [
         (name, module)
-        for name, module in task.named_modules()
+        for name, module in network.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.cli.main import main
 from lightning_overlock.data import DigitsDataModule
+from lightning_overlock.errors import InputError
 from lightning_overlock.runs.saving import BestAndLast
 from lightning_overlock.tasks import ClassificationTask
 from lightning_overlock.tasks.batch_norm import TRAINING_STATISTICS, _mean_over_processes, noise
@@ -121,6 +122,15 @@ def test_the_statistics_are_those_of_torch_over_the_first_batches_of_the_epoch(r
         if "running" in key:
             torch.testing.assert_close(evaluated.state_dict()[key], value)
             assert torch.equal(evaluated.state_dict()[key], state[f"model.{key}"])
+
+
+def test_the_momentum_reaches_every_batch_norm_and_must_be_a_share():
+    norms = [m for m in task(bn_momentum=0.03).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert {norm.momentum for norm in norms} == {0.03}
+    for bad in (0.0, 1.5, -0.1):
+        with pytest.raises(InputError, match="bn_momentum"):
+            task(bn_momentum=bad)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
