@@ -23,7 +23,7 @@ from lightning_overlock.yaml_files import dump_yaml
 # The options whose class is chosen by the user, and what it must derive from.
 CHOSEN: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
-# Of options whose classes are not this package's; tasks and data modules say their own.
+# Ranges of options whose classes are not this package's; tasks and data modules say their own.
 RANGES: dict[str, dict[str, Range]] = {
     "": {"seed_everything": Range(0, 2**32 - 1)},
     "ema": {"decay": Range(0, 1, open="high")},
@@ -84,7 +84,7 @@ def parse(
         words: The other arguments; they override the configurations.
 
     Raises:
-        InputError: For an unknown name, a value of the wrong type or a number out of its range.
+        InputError: A name is unknown, a value of the wrong type or a number out of its range.
     """
     typed = list(typed_options(words))
     chosen = chosen_classes(configs, typed)

@@ -107,7 +107,7 @@ def _given_words(contents: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
 def find_checkpoint(command: str, path: str, name: str | None) -> Path:
     """Return the checkpoint that --ckpt_path means: a file, a run's folder, "last" or "best".
 
-    Of a run's folder `fit` takes the last checkpoint, the other commands the best.
+    From a run's folder `fit` takes the last checkpoint, the other commands the best.
 
     Raises:
         InputError: If there is none.

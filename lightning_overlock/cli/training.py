@@ -55,7 +55,7 @@ OF_TRAINING = frozenset(
         "log_every_n_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
     )
 )  # fmt: skip
-# Of the evaluations each uses its own limit.
+# Each evaluation uses its own limit.
 LIMITS = {
     name: f"trainer.limit_{kind}_batches"
     for name, kind in (("validate", "val"), ("test", "test"), ("predict", "predict"))
@@ -66,8 +66,8 @@ def run(request: Request) -> None:
     """Do what was typed.
 
     Raises:
-        InputError: For a known mistake, those that Lightning finds included.
-        Interrupted: If a signal stopped the training.
+        InputError: There is a known mistake, those that Lightning finds included.
+        Interrupted: A signal stopped the training.
     """
     if (text := requested_help(request)) is not None:
         print(text)
@@ -388,7 +388,7 @@ def build(
         device: Where the task's weights are made; "meta" makes none and takes no time.
 
     Raises:
-        InputError: For what `lightning fit` would refuse as well.
+        InputError: `lightning fit` would refuse it as well.
     """
     with torch.device(device):
         cli = _Builder(read_request(arguments[0], arguments[1:]))

@@ -54,7 +54,7 @@ class BaseDataModule(LightningDataModule, ABC):
     """
 
     class_names: list[str]
-    # Of the images: RGB.
+    # Images are RGB.
     channels = 3
 
     def __init__(

@@ -267,7 +267,7 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Image.I
     """Read an image file as it looks in a viewer, in 8-bit RGB.
 
     It is turned as its EXIF orientation says, transparent parts lie on white, 16-bit values are
-    scaled to 8 bits. Of an animation or a stack of pages it is the first one.
+    scaled to 8 bits. From an animation or a stack of pages the first image is read.
 
     Args:
         path: The file.

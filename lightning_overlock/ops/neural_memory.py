@@ -218,7 +218,7 @@ def _descent(k: Tensor, v: Tensor, step: Tensor, weights: Weights) -> Weights:
         weights: The memory's weights, with a leading B.
 
     Returns:
-        For every weight a tensor (B, G, ...).
+        A tensor (B, G, ...) for every weight.
     """
     chunks = k.shape[:3]
     *matrices, gamma = weights

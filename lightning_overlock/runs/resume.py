@@ -107,7 +107,7 @@ class ExactResume(Callback):
         checkpoint["position"] = asdict(position)
         checkpoint["order"] = _loader_state(trainer)
         checkpoint["epoch_sums"] = _gather(self._merged_sums(trainer), trainer)
-        # Of an epoch that goes on, what is logged at its end is not yet known.
+        # While an epoch goes on, what is logged at its end is not yet known.
         epochs: Any = trainer.fit_loop.epoch_progress.current
         at_end = epochs.processed == epochs.ready
         checkpoint["logged"] = self._logged if at_end else dict(trainer.callback_metrics)

@@ -33,7 +33,7 @@ def environment(runs: Path, threads: int, devices: str | None) -> dict[str, str]
 
     Args:
         runs: The folder that its run folder goes into.
-        threads: Of the CPU, for each of its processes.
+        threads: Number of CPU threads of each of its processes.
         devices: The GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None for those of the runner.
     """
     kept = {

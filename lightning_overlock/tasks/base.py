@@ -145,7 +145,7 @@ class BaseTask(LightningModule):
         reestimate_bn: int = 0,
     ) -> None:
         super().__init__()
-        # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
+        # These are the task's own arguments. The logger gets none: 1000 class names would fill it.
         self.save_hyperparameters(logger=False)
         check_ranges("model", self.hparams, self.ranges)
         if len(class_names) < self.min_classes:
