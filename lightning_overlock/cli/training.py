@@ -269,6 +269,11 @@ class TrainingCLI(LightningCLI):
                 "--trainer.default_root_dir: the run folder is runs/NAME.\n"
                 "Expected --name for NAME, or the environment's OVERLOCK_RUNS for runs."
             )
+        if given.barebones:
+            raise InputError(
+                "--trainer.barebones: it logs and saves nothing, and a run does both.\n"
+                "Expected no such option; `lightning bench` measures."
+            )
         if given.sync_batchnorm and (given.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
             self._print_rank_zero(

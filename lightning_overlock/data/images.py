@@ -241,8 +241,9 @@ def open_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterato
             if max_pixels is not None and width * height > max_pixels:
                 raise CorruptImage(
                     f"{printable(path)}: {width:,} x {height:,} pixels are more than "
-                    f"{max_pixels:,}, the limit that keeps an image from filling the memory\n"
-                    "expected a smaller image, or a larger data.max_image_pixels (null is no limit)"
+                    f"{max_pixels:,}, the limit data.max_image_pixels\n"
+                    "expected a smaller image, or a higher limit (null is none), which keeps an "
+                    "image from filling the memory"
                 )
             yield image
     except (InputError, MemoryError):

@@ -184,7 +184,13 @@ class ExactResume(Callback):
         if not checkpoint:
             return
         loops = checkpoint["loops"]["fit_loop"]
-        position = Position(**checkpoint["position"])
+        try:
+            position = Position(**checkpoint["position"])
+        except TypeError as error:
+            raise InputError(
+                f"checkpoint {trainer.ckpt_path} was saved by another version of this package, "
+                f"which notes its place otherwise\nexpected one of this version ({error})"
+            ) from error
         saved, now = checkpoint["order"], _loader_state(trainer)
         if not self.allow_changes:
             self._refuse_changes(trainer, saved, now)

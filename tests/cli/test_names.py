@@ -110,7 +110,7 @@ def test_a_checkpoint_s_classes_are_what_they_were():
         "config": dump_yaml({"model": {"class_path": "X"}, "data": {"init_args": {"of": NAMES}}}),
         "hyper_parameters": {"class_names": NAMES},
     }
-    own = checkpoint_config(content)
+    own = checkpoint_config(content, "here")
     assert own["model"]["init_args"]["class_names"] == NAMES
     assert own["data"]["init_args"]["of"] == NAMES
     for found in every_reader(dump_yaml({"names": own["model"]["init_args"]["class_names"]})):
