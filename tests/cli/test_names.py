@@ -117,6 +117,19 @@ def test_a_checkpoint_s_classes_are_what_they_were():
         assert found["names"] == NAMES
 
 
+def test_a_printed_configuration_is_read_as_it_was_given(tmp_path, capsys):
+    words = ["fit", "--config=segmentation_quickstart", "--data=SegmentationFolderDataModule"]
+    given = [name for name in NAMES if name.isascii()]
+    Path("names.yaml").write_text(dump_yaml({"data": {"init_args": {"class_names": given}}}))
+    assert main([*words, "--config=names.yaml", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["data"]["init_args"]["class_names"] == given
+    assert parse_yaml(printed, "here")["data"]["init_args"]["class_names"] == given
+    Path("printed.yaml").write_text(printed)
+    assert main(["fit", "--config=printed.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
 def test_classes_with_such_names_are_trained_evaluated_continued_and_predicted(tmp_path):
     # A folder whose name begins with a point is hidden, as everywhere.
     names = sorted(n for n in NAMES if "/" not in n and len(n) < 100 and not n.startswith("."))

@@ -318,7 +318,6 @@ WORDS = [
     (f"{QUICK} --trainer.max_time=00:00:00:00", "above 0"),
     (f"{QUICK} --trainer.max_steps=0", "expected at least 1, or -1"),
     (f"{QUICK} --trainer.max_epochs=0", "expected at least 1, or -1"),
-    (f"{QUICK} --trainer.limit_train_batches=0", "limit_train_batches"),
     (f"{QUICK} --trainer.val_check_interval=1000", "val_check_interval"),
     (f"{QUICK} --trainer.barebones=true", "trainer.barebones"),
     (f"{QUICK} --name -x", "no hyphen in front"),
