@@ -400,5 +400,23 @@ def build(
     return cli.model, cli.datamodule
 
 
+class _Parsed(_Builder):
+    """Parses as `fit` does and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+def warm_up(arguments: list[str]) -> None:
+    """Read a `fit` command line and drop it: the next one finds the parser built.
+
+    No operation of torch is run.
+
+    Args:
+        arguments: What a person would type after `lightning`: "fit" and its options.
+    """
+    _Parsed(read_request(arguments[0], arguments[1:]))
+
+
 def _first(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
