@@ -73,7 +73,7 @@ def dense_parameter_groups(
 
     There weight decay falls on everything but what is called norm: the layer norms of OverLoCK's
     dynamic blocks and those on the maps. Its batch norms, GRN, scales and biases and those of the
-    heads are decayed. Of other backbones all norms are exempt and what the model's own
+    heads are decayed. In other backbones all norms are exempt, and so is what the model's own
     `no_weight_decay()` names.
 
     Args:

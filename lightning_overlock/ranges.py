@@ -1,8 +1,10 @@
 """The range of a number that a user gives: said once, checked before anything is built on it."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from lightning_overlock.errors import InputError
@@ -72,3 +74,33 @@ def check_ranges(group: str, values: Mapping[str, Any], ranges: Mapping[str, Ran
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 check_range(f"{group}.{name}" if group else name, number, allowed)
+
+
+def check_duration(name: str, value: str | timedelta | Mapping[str, float] | None) -> None:
+    """Check a length of time as Lightning takes it; None is none.
+
+    Args:
+        name: What the user calls it.
+        value: Days, hours, minutes and seconds as text, or a `timedelta` or its arguments.
+
+    Raises:
+        InputError: It is none, or not longer than nothing.
+    """
+    length: timedelta | None = None
+    if isinstance(value, str):
+        parts = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
+        if parts:
+            days, hours, minutes, seconds = map(int, parts.groups())
+            length = timedelta(days, hours=hours, minutes=minutes, seconds=seconds)
+    elif isinstance(value, Mapping):
+        try:
+            length = timedelta(**value)
+        except (TypeError, OverflowError):
+            length = None
+    else:
+        length = value
+    if value is not None and (length is None or length <= timedelta(0)):
+        raise InputError(
+            f"{name}: found {value}, expected a duration above 0 as days:hours:minutes:seconds,\n"
+            "two digits each, such as 00:08:00:00, or as {hours: 8}."
+        )

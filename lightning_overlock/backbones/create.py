@@ -23,7 +23,7 @@ def create_backbone(name: str, arguments: dict[str, Any], **kwargs: Any) -> nn.M
 
     Args:
         name: Name of a timm model, with or without the tag of its weights.
-        arguments: As typed by the user.
+        arguments: The model's arguments that the user typed.
         kwargs: Arguments of `timm.create_model` that the user cannot set.
 
     Raises:

@@ -138,7 +138,7 @@ class DenseFeatures(nn.Module):
         start = "backbone."
         backbone = {n.removeprefix(start): v for n, v in given.items() if n.startswith(start)}
         self.backbone.load_state_dict(backbone)
-        # Of the rest, weights of segmentation have less and those of detection more.
+        # Weights of segmentation have fewer of the other modules, those of detection more.
         self.load_state_dict({n: v for n, v in given.items() if n in own}, strict=False)
         unused += [name for name in given if name not in own]
         return unused, [name for name in own if name not in given]

@@ -101,7 +101,7 @@ def bench_models(
         image in billions, images per second, and extra peak memory in MiB.
 
     Raises:
-        InputError: timm has no model of a name.
+        InputError: timm has no model of a name, or none has what a backend is asked for.
     """
     setting = setting or Setting()
     device = setting.device
@@ -118,6 +118,11 @@ def bench_models(
                     asks[label] = {kind: partial(process.ask, kind) for kind in steps}
                 else:
                     asks[label] = {kind: partial(_call, step) for kind, step in steps.items()}
+        if (setting.contmix_backend or setting.depthwise_backend) and len(rows) == len({*names}):
+            raise InputError(
+                f"--contmix-backend and --depthwise-backend change nothing in {', '.join(names)}\n"
+                "expected a model with ContMix, or one with large depthwise convolutions"
+            )
         for ask in asks.values():  # until all processes have started and built their model
             ask["inference"](callable)
         for kind in ("inference", "training") if setting.train else ("inference",):

@@ -1,6 +1,5 @@
 """The backends of the package's operations side by side, over sizes."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,9 +9,15 @@ from torch import Tensor
 import lightning_overlock.bench.unfold  # noqa: F401  brings its backend of ContMix
 from lightning_overlock.bench.measure import Step, in_mib, peak_memory, time_interleaved
 from lightning_overlock.bench.models import DTYPES
-from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
+from lightning_overlock.bench.options import (
+    CONTMIX_SIZES,
+    DEPTHWISE_SIZES,
+    MEMORY_SIZES,
+    contmix_size,
+    depthwise_size,
+    memory_size,
+)
 from lightning_overlock.bench.report import Row
-from lightning_overlock.errors import InputError
 from lightning_overlock.layers.dilated_reparam import BRANCHES
 from lightning_overlock.ops.contmix.operator import contmix
 from lightning_overlock.ops.depthwise.operator import depthwise
@@ -80,9 +85,7 @@ def bench_contmix(
         names.insert(3, "triton")
     rows = []
     for size in sizes:
-        batch, height, width, window = _numbers(size, "BxHxWxK, such as 4x14x14x13")
-        if window % 2 == 0 or window > min(height, width):
-            raise InputError(f"--sizes {size}: the window must be odd and fit into the map")
+        batch, height, width, window = contmix_size(size)
         draw = partial(torch.randn, device=device, dtype=DTYPES[dtype])
         value, query = (draw(batch, groups * channels, height, width) for _ in range(2))
         tap_weights = draw(batch, groups, channels, window**2) * channels**-0.5
@@ -118,9 +121,7 @@ def bench_depthwise(
     own_form = "onednn" if torch.device(device).type == "cpu" else "triton"
     rows = []
     for size in sizes:
-        batch, channels, height, width, kernel = _numbers(size, "BxCxHxWxK, such as 4x64x56x56x17")
-        if kernel not in BRANCHES:
-            raise InputError(f"--depthwise-sizes {size}: the kernel must be one of {[*BRANCHES]}")
+        batch, channels, height, width, kernel = depthwise_size(size)
         x = torch.randn(batch, channels, height, width, device=device, dtype=DTYPES[dtype])
         maps = {"NCHW": x, "channels-last": x.contiguous(memory_format=torch.channels_last)}
         for kind, branches in {"branches": BRANCHES[kernel], "merged": ()}.items():
@@ -167,9 +168,7 @@ def bench_memory(
     """
     rows = []
     for size in sizes:
-        batch, tokens, dim, chunk = _numbers(size, "BxNxDxC, such as 4x196x64x14")
-        if tokens % chunk:
-            raise InputError(f"--memory-sizes {size}: {tokens} tokens are no whole chunks")
+        batch, tokens, dim, chunk = memory_size(size)
         q, k, v = (torch.randn(batch, tokens, dim, device=device) for _ in range(3))
         step = torch.rand(batch, tokens, device=device) / dim
         momentum, decay = (torch.rand(batch, tokens // chunk, device=device) / 2 for _ in range(2))
@@ -198,10 +197,3 @@ def bench_memory(
         }
         rows += _backend_rows(size, candidates, seconds, device)
     return rows
-
-
-def _numbers(size: str, expected: str) -> list[int]:
-    count = expected.partition(",")[0].count("x")
-    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{count}}}", size):
-        raise InputError(f"'{size}' is no size; expected {expected}")
-    return [int(number) for number in size.split("x")]

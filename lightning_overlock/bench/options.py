@@ -18,6 +18,8 @@ MEMORY_SIZES = ("4x784x128x196", "4x3136x128x196", "4x12544x128x196")
 # stages at 224 px.
 DEPTHWISE_SIZES = ("4x64x56x56x17", "4x128x28x28x15", "4x256x14x14x13", "4x512x7x7x7")
 GROUPS, GROUP_CHANNELS = 8, 16
+# Those that large depthwise convolutions have branches for; a test compares.
+KERNELS = (17, 15, 13, 11, 9, 7, 5)
 # By name, as the operations know them; a test compares.
 CONTMIX_BACKENDS = ("dense", "strips", "triton", "unfold")
 DEPTHWISE_BACKENDS = ("conv", "onednn", "triton")
@@ -176,6 +178,15 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"--{option.replace('_', '-')} is of use with {needed} only")
     if not args.ops and (args.groups, args.group_channels) != (GROUPS, GROUP_CHANNELS):
         raise InputError("--groups and --group-channels are of use with --ops only")
+    for sizes, numbers_of in (
+        (args.sizes, contmix_size),
+        (args.depthwise_sizes, depthwise_size),
+        (args.memory_sizes, memory_size),
+    ):
+        for size in sizes or ():
+            numbers_of(size)
+    if args.json and args.json == args.markdown:
+        raise InputError(f"--json and --markdown are both {args.json}, expected a file for each")
     for option in ("json", "markdown"):
         if path := getattr(args, option):
             require_file_writable(path, f"--{option} {path}")
@@ -188,3 +199,46 @@ def _size(text: str) -> tuple[int, int]:
         raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
     height, _, width = text.partition("x")
     return int(height), int(width or height)
+
+
+def contmix_size(size: str) -> list[int]:
+    """Return the batch, height, width and window of `--sizes`.
+
+    Raises:
+        InputError: They are no such numbers, or the window does not fit.
+    """
+    batch, height, width, window = _numbers("--sizes", size, "BxHxWxK, such as 4x14x14x13")
+    if window % 2 == 0 or window > min(height, width):
+        raise InputError(f"--sizes {size}: the window must be odd and fit into the map")
+    return [batch, height, width, window]
+
+
+def depthwise_size(size: str) -> list[int]:
+    """Return the batch, channels, height, width and kernel of `--depthwise-sizes`.
+
+    Raises:
+        InputError: They are no such numbers, or no convolution has this kernel.
+    """
+    found = _numbers("--depthwise-sizes", size, "BxCxHxWxK, such as 4x64x56x56x17")
+    if found[-1] not in KERNELS:
+        raise InputError(f"--depthwise-sizes {size}: the kernel must be one of {[*KERNELS]}")
+    return found
+
+
+def memory_size(size: str) -> list[int]:
+    """Return the batch, tokens, channels and tokens of a chunk of `--memory-sizes`.
+
+    Raises:
+        InputError: They are no such numbers, or the tokens are no whole chunks.
+    """
+    batch, tokens, dim, chunk = _numbers("--memory-sizes", size, "BxNxDxC, such as 4x196x64x14")
+    if tokens % chunk:
+        raise InputError(f"--memory-sizes {size}: {tokens} tokens are no whole chunks")
+    return [batch, tokens, dim, chunk]
+
+
+def _numbers(option: str, size: str, expected: str) -> list[int]:
+    count = expected.partition(",")[0].count("x")
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{count}}}", size):
+        raise InputError(f"{option}: '{size}' is no size; expected {expected}")
+    return [int(number) for number in size.split("x")]

@@ -12,7 +12,7 @@ class PredictionImages(Callback):
     """Draws the predictions of the first validation images to TensorBoard while a run trains.
 
     What is drawn is the task's matter: its `draw` takes images, as its batches have them, and
-    returns one (3, H, W) uint8 each. Of a task without `draw` nothing is drawn.
+    returns one (3, H, W) uint8 each. For a task without `draw` nothing is drawn.
 
     Args:
         images: How many, at most the first batch; 0 draws none.

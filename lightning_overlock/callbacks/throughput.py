@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Logs `train/images_per_second` of each epoch over all processes.
 
-    The time for loading counts, that of validations amid an epoch does not. Of an epoch that is
-    continued in its middle, what is left of it is measured.
+    The time for loading counts, that of validations amid an epoch does not. Where an epoch is
+    continued in its middle, the rest of it is measured.
     """
 
     def __init__(self) -> None:

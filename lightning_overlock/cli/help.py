@@ -23,7 +23,7 @@ from lightning_overlock.tasks.base import BaseTask
 # The options that take a class, and what it derives from.
 CLASSES: dict[str, type] = {**CHOSEN, "trainer.callbacks": Callback, "trainer.logger": Logger}
 PLACES = ("accelerator", "devices", "precision")
-# Of the trainer's options those that people set; the others are behind --help-all.
+# The trainer's options that people set; the others are behind --help-all.
 TRAINER = {
     "fit": (
         "max_epochs", "max_steps", "max_time", *PLACES, "strategy", "num_nodes",

@@ -21,6 +21,8 @@ def keep_quiet() -> None:
             handler.addFilter(_has_substance)
     # Lightning 2.6 asks torch in a way that torch 2.10 has deprecated.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.", FutureWarning)
+    # A limit that a continued run does not have any more is no mistake.
+    warnings.filterwarnings("ignore", r"(?s)Be aware that when using .*: \['Timer'\]", UserWarning)
     # The tasks log values that are reduced over all processes already.
     warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist", UserWarning)
 
@@ -54,6 +56,11 @@ class FirstBatch(Callback):
         else:
             self.lines.append(line)
 
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Let go, unless it is a batch that only shows whether training can begin."""
+        if not trainer.sanity_checking:
+            self.release()
+
     def release(self, *_: Any, **__: Any) -> None:
         """Let everything go, and what comes from now on at once."""
         if self._passed:
@@ -67,8 +74,7 @@ class FirstBatch(Callback):
         for warning in self.warnings:
             self._show(*warning)
 
-    on_train_batch_end = on_validation_batch_end = release
-    on_test_batch_end = on_predict_batch_end = release
+    on_train_batch_end = on_test_batch_end = on_predict_batch_end = release
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _found_and_expected(problem: str) -> str:
     value = found[1][:80] if found else "a value that does not fit"
     quotes = (
         "\nWords that YAML takes for numbers or for nothing (3e8, 1_000, no, null) need quotes."
-        if "str" in expected and found and not found[1].startswith("'")
+        if "str" in expected and found and not found[1].startswith(("'", "[", "{"))
         else ""
     )
     return f"found {value}, expected {wanted or 'another type'}.{quotes}"

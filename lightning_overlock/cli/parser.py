@@ -4,12 +4,14 @@ import difflib
 import importlib
 import inspect
 import sys
+import types
+import typing
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, NoReturn
 
 import timm
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_dumper
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
@@ -17,13 +19,20 @@ from torch import nn
 from lightning_overlock.cli.parse_errors import summarise_error
 from lightning_overlock.cli.request import typed_options
 from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check_ranges
+from lightning_overlock.ranges import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    Range,
+    check_duration,
+    check_ranges,
+)
 from lightning_overlock.yaml_files import dump_yaml
 
 # The options whose class is chosen by the user, and what it must derive from.
 CHOSEN: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
-# Of options whose classes are not this package's; tasks and data modules say their own.
+# Ranges of options whose classes are not this package's; tasks and data modules say their own.
 RANGES: dict[str, dict[str, Range]] = {
     "": {"seed_everything": Range(0, 2**32 - 1)},
     "ema": {"decay": Range(0, 1, open="high")},
@@ -33,7 +42,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "min_epochs": AT_LEAST_0,
         "max_steps": Range(-1),
         "min_steps": AT_LEAST_0,
-        "limit_train_batches": AT_LEAST_0,
+        "limit_train_batches": ABOVE_0,
         "limit_val_batches": AT_LEAST_0,
         "limit_test_batches": AT_LEAST_0,
         "limit_predict_batches": AT_LEAST_0,
@@ -48,6 +57,10 @@ RANGES: dict[str, dict[str, Range]] = {
         "fast_dev_run": AT_LEAST_0,
     },
 }
+
+
+# What --print_config prints is read again, by any reader.
+set_dumper("yaml", dump_yaml)
 
 
 class _ParseError(Exception):
@@ -84,7 +97,7 @@ def parse(
         words: The other arguments; they override the configurations.
 
     Raises:
-        InputError: For an unknown name, a value of the wrong type or a number out of its range.
+        InputError: A name is unknown, a value of the wrong type or a number out of its range.
     """
     typed = list(typed_options(words))
     chosen = chosen_classes(configs, typed)
@@ -115,13 +128,42 @@ def parse(
 
 
 def _check_values(found: Namespace, chosen: dict[str, set[type]]) -> None:
-    """Hold numbers against their ranges before anything is built."""
+    """Hold values against their ranges, and nulls against types, before anything is built."""
     for group, ranges in RANGES.items():
         check_ranges(group, vars(found[group]) if group else vars(found), ranges)
+    check_duration("trainer.max_time", found.trainer.get("max_time"))
+    for name in ("max_epochs", "max_steps"):
+        if found.trainer.get(name) == 0:
+            raise InputError(f"trainer.{name}: found 0, expected at least 1, or -1 for no end.")
     for option, classes in chosen.items():
-        arguments = (found.get(option) or {}).get("init_args") or {}
+        arguments = dict((found.get(option) or {}).get("init_args") or {})
         for one in classes:
-            check_ranges(option, dict(arguments), getattr(one, "ranges", {}))
+            check_ranges(option, arguments, getattr(one, "ranges", {}))
+            _refuse_nulls(option, one, arguments)
+
+
+def _refuse_nulls(group: str, found: type, arguments: dict[str, Any]) -> None:
+    """Refuse null for an option that has no such value; jsonargparse lets it pass.
+
+    Raises:
+        InputError: An option is null and its type has no None.
+    """
+    for part in found.__mro__:
+        constructor = vars(part).get("__init__")
+        hints = typing.get_type_hints(constructor) if constructor else {}
+        for name, hint in hints.items():
+            # The names of classes may come from the data.
+            given = name in arguments and name != "class_names"
+            if given and arguments[name] is None and not _admits_none(hint):
+                wanted = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+                raise InputError(f"{group}.{name}: found null, expected {wanted}.")
+        arguments = {name: value for name, value in arguments.items() if name not in hints}
+
+
+def _admits_none(hint: Any) -> bool:
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
+        return any(_admits_none(part) for part in typing.get_args(hint))
+    return hint in (Any, None, type(None)) or isinstance(hint, typing.TypeVar)
 
 
 def _restore_nulls(found: Namespace, typed: list[tuple[str, str | None]]) -> None:

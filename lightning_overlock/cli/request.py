@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lightning_overlock import configs
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import read_text
-from lightning_overlock.runs.checkpoint import read_checkpoint
+from lightning_overlock.runs.checkpoint import read_checkpoint, refuse_to_continue
 from lightning_overlock.runs.config import checkpoint_config
 from lightning_overlock.runs.layout import BEST, LAST, last_checkpoint, run_folder, run_of
 from lightning_overlock.yaml_files import parse_yaml
@@ -50,11 +50,10 @@ def read_request(command: str, arguments: list[str]) -> Request:
     splitter.add_argument("-c", "--config", action="append", default=[])
     splitter.add_argument("--name")
     splitter.add_argument("--ckpt_path")
-    found, words = splitter.parse_known_args(arguments)
-    list(typed_options(words))  # a stray word or a missing value is told at once
-    files = [configs.find(name) for name in found.config]
+    found, words = splitter.parse_known_args(list(_joined(arguments)))
+    files = [configs.find(at_home(name)) for name in found.config]
     contents = [
-        (f"--config {name}", parse_yaml(read_text(file, f"--config {name}"), f"--config {name}"))
+        (f"--config {name}", _read_config(file, f"--config {name}"))
         for name, file in zip(found.config, files, strict=True)
     ]
     given = _given_words(contents)
@@ -75,11 +74,14 @@ def read_request(command: str, arguments: list[str]) -> Request:
                 "Expected a checkpoint or the folder of a run, as in --ckpt_path runs/NAME."
             )
         return request
-    request.ckpt_path = find_checkpoint(command, path, name)
+    request.ckpt_path = find_checkpoint(command, at_home(path), name)
     request.checkpoint = read_checkpoint(request.ckpt_path)
+    if command == "fit":
+        refuse_to_continue(request.ckpt_path, request.checkpoint)
     if "config" in request.checkpoint:
-        own = checkpoint_config(request.checkpoint)
-        request.configs.insert(0, (f"the configuration in {request.ckpt_path}", own))
+        source = f"the configuration in {request.ckpt_path}"
+        own = checkpoint_config(request.checkpoint, source)
+        request.configs.insert(0, (source, own))
         request.name = name or run_of(request.ckpt_path) or own.get("name") or request.name
     elif not contents:
         raise InputError(
@@ -87,6 +89,24 @@ def read_request(command: str, arguments: list[str]) -> Request:
             "Expected a checkpoint written by `lightning fit`; else give --config as well."
         )
     return request
+
+
+def _read_config(file: Path, typed: str) -> dict[str, Any]:
+    """Return a configuration, its paths below ~/ in full."""
+
+    def in_full(content: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: in_full(value) if isinstance(value, dict) else at_home(value)
+            for key, value in content.items()
+        }
+
+    return in_full(parse_yaml(read_text(file, typed), typed))
+
+
+def at_home(value: Any) -> Any:
+    """Return a path with the home folder in place of ~/, which shells leave in --root=~/photos."""
+    home = isinstance(value, str) and value.startswith("~/")
+    return str(Path(value).expanduser()) if home else value
 
 
 def _given_words(contents: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
@@ -107,7 +127,7 @@ def _given_words(contents: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
 def find_checkpoint(command: str, path: str, name: str | None) -> Path:
     """Return the checkpoint that --ckpt_path means: a file, a run's folder, "last" or "best".
 
-    Of a run's folder `fit` takes the last checkpoint, the other commands the best.
+    From a run's folder `fit` takes the last checkpoint, the other commands the best.
 
     Raises:
         InputError: If there is none.
@@ -144,6 +164,21 @@ class ArgumentSplitter(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise InputError(f"{message}.")
+
+
+def _joined(words: list[str]) -> Iterator[str]:
+    """Yield options as --name=value, so that values may begin with a hyphen.
+
+    Raises:
+        InputError: A word is no option's, or an option has no value.
+    """
+    rest = list(words)
+    for name, value in typed_options(words):
+        word = rest.pop(0)
+        if "=" not in word:
+            rest.pop(0)
+        yield f"{'--' if word.startswith('--') else '-'}{name}={at_home(value)}"
+    yield from rest  # --help, --print_config and what follows them
 
 
 def typed_options(words: list[str]) -> Iterator[tuple[str, str | None]]:

@@ -55,7 +55,7 @@ OF_TRAINING = frozenset(
         "log_every_n_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
     )
 )  # fmt: skip
-# Of the evaluations each uses its own limit.
+# Each evaluation uses its own limit.
 LIMITS = {
     name: f"trainer.limit_{kind}_batches"
     for name, kind in (("validate", "val"), ("test", "test"), ("predict", "predict"))
@@ -66,8 +66,8 @@ def run(request: Request) -> None:
     """Do what was typed.
 
     Raises:
-        InputError: For a known mistake, those that Lightning finds included.
-        Interrupted: If a signal stopped the training.
+        InputError: There is a known mistake, those that Lightning finds included.
+        Interrupted: A signal stopped the training.
     """
     if (text := requested_help(request)) is not None:
         print(text)
@@ -269,6 +269,11 @@ class TrainingCLI(LightningCLI):
                 "--trainer.default_root_dir: the run folder is runs/NAME.\n"
                 "Expected --name for NAME, or the environment's OVERLOCK_RUNS for runs."
             )
+        if given.barebones:
+            raise InputError(
+                "--trainer.barebones: it logs and saves nothing, and a run does both.\n"
+                "Expected no such option; `lightning bench` measures."
+            )
         if given.sync_batchnorm and (given.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
             self._print_rank_zero(
@@ -388,11 +393,29 @@ def build(
         device: Where the task's weights are made; "meta" makes none and takes no time.
 
     Raises:
-        InputError: For what `lightning fit` would refuse as well.
+        InputError: `lightning fit` would refuse it as well.
     """
     with torch.device(device):
         cli = _Builder(read_request(arguments[0], arguments[1:]))
     return cli.model, cli.datamodule
+
+
+class _Parsed(_Builder):
+    """Parses as `fit` does and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+def warm_up(arguments: list[str]) -> None:
+    """Read a `fit` command line and drop it: the next one finds the parser built.
+
+    No operation of torch is run.
+
+    Args:
+        arguments: What a person would type after `lightning`: "fit" and its options.
+    """
+    _Parsed(read_request(arguments[0], arguments[1:]))
 
 
 def _first(names: list[str]) -> str:

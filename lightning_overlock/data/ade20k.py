@@ -17,7 +17,7 @@ class Ade20kDataModule(SegmentationFolderDataModule):
     Args:
         root: ADEChallengeData2016, with images/{training,validation} and
             annotations/{training,validation}.
-        kwargs: As for `SegmentationFolderDataModule`.
+        kwargs: Further arguments of `SegmentationFolderDataModule`.
     """
 
     def __init__(self, root: str = "", **kwargs: Any) -> None:

@@ -1,14 +1,17 @@
 """What all data modules share: loaders that are exact on resuming and shard themselves."""
 
+import os
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
+from lightning_overlock.data.class_names import alike
 from lightning_overlock.data.images import MAX_PIXELS
 from lightning_overlock.data.left_out import MAX_LEFT_OUT
 from lightning_overlock.data.loaders import Loader, TrainLoader
@@ -54,7 +57,7 @@ class BaseDataModule(LightningDataModule, ABC):
     """
 
     class_names: list[str]
-    # Of the images: RGB.
+    # Images are RGB.
     channels = 3
 
     def __init__(
@@ -103,6 +106,21 @@ class BaseDataModule(LightningDataModule, ABC):
         for split in STAGES[stage]:
             if told := self.examine(split):
                 rank_zero_info(f"{split}: {told}")
+        if stage != "fit":
+            return
+        for pair in alike(self.class_names):
+            rank_zero_info(f"{pair} are two classes")
+        train, val = (sorted(map(os.path.realpath, self.places(s))) for s in ("train", "val"))
+        if train and train == val:
+            rank_zero_warn(
+                f"the validation has the training's own images ({', '.join(val)}): its figures say "
+                "nothing about others",
+                category=UserWarning,
+            )
+
+    def places(self, split: Split) -> list[Path]:  # noqa: ARG002 - for those that have files
+        """Return the files and folders that a split is read from."""
+        return []
 
     def prediction_state(self) -> dict[str, Any]:
         """Return what `predict` must know of the training data, in plain types.
@@ -175,6 +193,7 @@ class BaseDataModule(LightningDataModule, ABC):
                 num_workers=workers,
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,
+                max_left_out=self.max_left_out,
             )
         else:
             loader = Loader(
@@ -184,6 +203,7 @@ class BaseDataModule(LightningDataModule, ABC):
                 num_workers=workers,
                 pin_memory=on_gpu,
                 skip_corrupt=self.skip_corrupt,
+                max_left_out=self.max_left_out,
                 skip_unreadable=split == "predict",
             )
         self._loaders.add(loader)

@@ -314,6 +314,10 @@ class CocoDataModule(BaseDataModule):
             notes.append(left_out.summary(len(source.file.ids)))
         return "; ".join(notes)
 
+    def places(self, split: Split) -> list[Path]:
+        """Return the json and the folder of a split."""
+        return list(self.paths.get(split, ()))
+
     def source(self, split: Split) -> CocoImages | FolderImages:
         """Return the images of a split."""
         limit = self.max_image_pixels

@@ -18,6 +18,7 @@ from lightning_overlock.data.coco_objects import (
     shown,
     whole,
 )
+from lightning_overlock.data.images import some
 from lightning_overlock.data.left_out import Check, LeftOut, refuse_if_too_many
 from lightning_overlock.errors import InputError
 
@@ -108,6 +109,8 @@ def read_annotations(
             {"id": key, "image_id": image, "category_id": category, **cleaned}
         )
     _settle(check, found)
+    if annotations:
+        _note_oddities(check, found, list(categories.values()))
     return found.objects
 
 
@@ -139,6 +142,17 @@ def _settle(check: Check, found: _Found) -> None:
     check.note(found.left_out, total)
     if str(found.computed):
         check.notes.append(f"computed from masks or boxes: {found.computed}")
+
+
+def _note_oddities(check: Check, found: _Found, class_names: list[str]) -> None:
+    """Note what may be meant and may be a mistake: objects that are there twice, empty classes."""
+    objects = [entry for entries in found.objects.values() for entry in entries]
+    places = {(a["image_id"], a["category_id"], a["iscrowd"], *a["bbox"]) for a in objects}
+    if twice := len(objects) - len(places):
+        check.notes.append(f"{twice:,} boxes have the image, class and place of another")
+    if absent := [name for name in class_names if not found.total_of_class[name]]:
+        what = "es" * (len(absent) > 1)
+        check.notes.append(f"there is no object of the class{what} {some(absent)}")
 
 
 def _annotation_ids(check: Check, annotations: list[Any]) -> list[int]:

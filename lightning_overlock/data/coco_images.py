@@ -79,12 +79,14 @@ def _identify(entry: Any, folder: Path, listings: dict[Path, set[str]]) -> tuple
         raise UnusableError("without a whole number as id", shown(entry.get("id")))
     if not isinstance(name, str) or not name:
         raise UnusableError("without a file_name", shown(name))
-    file = folder / name
-    if file.parent not in listings:  # one look per folder, not one per image
-        listings[file.parent] = _listing(file.parent)
-    if file.name not in listings[file.parent]:
-        raise UnusableError("whose file is not there", f"{shown(name)} in {folder}")
-    return key, name
+    # As it is, or as Windows writes the folders in it.
+    for written in [name, PureWindowsPath(name).as_posix()] if "\\" in name else [name]:
+        file = folder / written
+        if file.parent not in listings:  # one look per folder, not one per image
+            listings[file.parent] = _listing(file.parent)
+        if file.name in listings[file.parent]:
+            return key, written
+    raise UnusableError("whose file is not there", f"{shown(name)} in {folder}")
 
 
 def _listing(folder: Path) -> set[str]:

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 IGNORE = 255
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 
-# Of the 3x schedule, after DETR.
+# Sizes of the 3x schedule, after DETR.
 CROP_SHORT_SIDES = (400, 500, 600)
 CROP_LONGEST_SIDE = 1333
 CROP_SIDES = (384, 600)

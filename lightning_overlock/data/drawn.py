@@ -121,7 +121,7 @@ class DrawnDataModule(BaseDataModule):
     """
 
     title: str
-    # Of a pixel in [0, 1], over training images of the default difficulty.
+    # Statistics of pixels in [0, 1], over training images of the default difficulty.
     mean: float
     std: float
 

@@ -170,7 +170,8 @@ class ImageFolderDataModule(BaseDataModule):
         names = class_folders(self.root / "train")
         if len(names) < 2:
             raise InputError(
-                f"{printable(self.root / 'train')} holds {len(names)} class folder(s)\n"
+                f"{printable(self.root / 'train')} holds {len(names)} class folder(s), hidden and "
+                "system folders aside\n"
                 f"found {listing(self.root / 'train')}\n"
                 "expected at least two folders, one per class"
             )
@@ -182,9 +183,11 @@ class ImageFolderDataModule(BaseDataModule):
         """Look for the images of a split."""
         if split == "predict":
             return self._unlabelled()[1].summary()
-        told = self._files(split).found.summary()
-        near = alike(self.class_names) if split == "train" else []
-        return "; ".join(filter(None, [told, *(f"{pair} are two classes" for pair in near)]))
+        return self._files(split).found.summary()
+
+    def places(self, split: Split) -> list[Path]:
+        """Return the folder of a split."""
+        return [self.root / split]
 
     def source(self, split: Split) -> ImageFiles:
         """Return the images of a split.

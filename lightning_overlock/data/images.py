@@ -241,8 +241,9 @@ def open_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterato
             if max_pixels is not None and width * height > max_pixels:
                 raise CorruptImage(
                     f"{printable(path)}: {width:,} x {height:,} pixels are more than "
-                    f"{max_pixels:,}, the limit that keeps an image from filling the memory\n"
-                    "expected a smaller image, or a larger data.max_image_pixels (null is no limit)"
+                    f"{max_pixels:,}, the limit data.max_image_pixels\n"
+                    "expected a smaller image, or a higher limit (null is none), which keeps an "
+                    "image from filling the memory"
                 )
             yield image
     except (InputError, MemoryError):
@@ -267,7 +268,7 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Image.I
     """Read an image file as it looks in a viewer, in 8-bit RGB.
 
     It is turned as its EXIF orientation says, transparent parts lie on white, 16-bit values are
-    scaled to 8 bits. Of an animation or a stack of pages it is the first one.
+    scaled to 8 bits. From an animation or a stack of pages the first image is read.
 
     Args:
         path: The file.

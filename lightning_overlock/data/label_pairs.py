@@ -21,8 +21,8 @@ class Problem(NamedTuple):
 
     Attributes:
         file: The file that is to blame.
-        reason: As it is counted, for example "without a label map".
-        message: As it is told where it stops everything.
+        reason: The name that it is counted under, for example "without a label map".
+        message: What is told where it stops everything.
     """
 
     file: str

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_overlock.data.left_out import LeftOut, refuse_if_too_many
 from lightning_overlock.data.loading import (
     Collate,
     CorruptImage,
@@ -29,7 +31,7 @@ class _Read(NamedTuple):
 
     batch: Any
     error: InputError | None
-    skipped: list[str]
+    skipped: list[tuple[int, str]]
 
 
 class _Reader(Dataset[_Read]):
@@ -48,7 +50,7 @@ class _Reader(Dataset[_Read]):
         self.replace = replace
 
     def __getitem__(self, keys: list[Key]) -> _Read:
-        skipped: list[str] = []
+        skipped: list[tuple[int, str]] = []
         try:
             items = [item for key in keys for item in self._read(key, skipped)]
         except InputError as error:
@@ -57,16 +59,17 @@ class _Reader(Dataset[_Read]):
             return _Read(None, None, skipped)
         return _Read(self.collate(items), None, skipped)
 
-    def _read(self, key: Key, skipped: list[str]) -> list[Any]:
+    def _read(self, key: Key, skipped: list[tuple[int, str]]) -> list[Any]:
         """Return the item of `key`, or of the next readable one, or nothing."""
         count = len(self.source)
         for offset in range(count if self.replace else 1):
+            index = (key.index + offset) % count
             try:
-                return [self.source[Key(key.epoch, (key.index + offset) % count)]]
+                return [self.source[Key(key.epoch, index)]]
             except self.skippable as error:
-                skipped.append(str(error).splitlines()[0])
+                skipped.append((index, str(error).splitlines()[0]))
         if self.replace:
-            raise InputError(f"none of the {count} images can be read, for example {skipped[0]}")
+            raise InputError(f"none of the {count} images can be read, for example {skipped[0][1]}")
         return []
 
 
@@ -89,6 +92,7 @@ class Loader:
         skip_corrupt: Warn of unreadable images, once per file at the end of an epoch, instead of
             raising `CorruptImage`. In training the next readable image takes the place, so that
             batches stay full; in evaluation the image is left out.
+        max_left_out: The largest share of the images, or of a class's, that is skipped so.
         skip_unreadable: Leave every image out that cannot be read, for whatever reason. Nothing is
             warned of: `unreadable` says which, and why.
 
@@ -105,8 +109,10 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         skip_corrupt: bool = False,
+        max_left_out: float = 1.0,
         skip_unreadable: bool = False,
     ) -> None:
+        self.max_left_out = max_left_out
         self.source = source
         self.batch_sampler = batch_sampler
         self.batch_size = batch_sampler.batch_size
@@ -143,7 +149,8 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         # A generator does nothing before its first batch is asked for. Lightning calls iter()
         # earlier, before it has set the epoch, and workers would read ahead in the wrong one.
-        skipped: dict[str, None] = {}
+        skipped: dict[int, str] = {}
+        left_out: dict[int | None, LeftOut] = {}
         self.unreadable.clear()
         last = len(self) - 1
         first = self.batch_sampler.position() if isinstance(self.batch_sampler, TrainBatches) else 0
@@ -152,9 +159,12 @@ class Loader:
                 if read.error is not None:
                     raise read.error
                 if self.skip_unreadable:
-                    self.unreadable += read.skipped
+                    self.unreadable += [line for _, line in read.skipped]
                 else:
-                    skipped.update(dict.fromkeys(read.skipped))
+                    new = {i: line for i, line in read.skipped if i not in skipped}
+                    for index, line in new.items():
+                        self._count(index, line, left_out)
+                    skipped |= new
                 if number == last:  # now, as Lightning does not ask for what comes after it
                     self._warn_of(skipped)
                 if read.batch is not None:
@@ -162,9 +172,22 @@ class Loader:
         finally:
             self._warn_of(skipped)
 
-    def _warn_of(self, skipped: dict[str, None]) -> None:
-        new = [message for message in skipped if message not in self._skipped]
-        self._skipped.update(skipped)
+    def _count(self, index: int, line: str, left_out: dict[int | None, LeftOut]) -> None:
+        """Count a skipped image, and stop as soon as more is skipped than may be left out."""
+        labels = getattr(self.source, "labels", None)
+        kinds: dict[int | None, tuple[str, int]] = {None: ("images", len(self.source))}
+        if labels is not None:
+            label = int(labels[index])
+            kinds[label] = f"images of class {label} (from 0)", int(np.sum(labels == label))
+        for kind, (what, of) in kinds.items():
+            counted = left_out.setdefault(kind, LeftOut(what))
+            counted.add("that cannot be read", line)
+            source = str(getattr(self.source, "folder", "the data"))
+            refuse_if_too_many(source, counted, of, self.max_left_out)
+
+    def _warn_of(self, skipped: dict[int, str]) -> None:
+        new = [line for line in skipped.values() if line not in self._skipped]
+        self._skipped.update(dict.fromkeys(skipped.values()))
         if new:
             some = "; ".join(new[:3]) + ("; …" if len(new) > 3 else "")
             warnings.warn(f"{len(new)} unreadable image(s) skipped: {some}", stacklevel=2)

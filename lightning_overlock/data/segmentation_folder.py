@@ -388,6 +388,10 @@ class SegmentationFolderDataModule(BaseDataModule):
             told.insert(0, left_out.summary(len(kept) + left_out.total))
         return "; ".join(filter(None, [*told, self._passed_over[split]]))
 
+    def places(self, split: Split) -> list[Path]:
+        """Return the folders of a split."""
+        return [folder for folder in self.folders.get(split, ()) if folder is not None]
+
     def _look_at_labels(self, split: str, paths: list[Path], pixels: int) -> list[str]:
         code, limit = self.code, self.max_image_pixels
         contents = self._contents.pop(split, None)  # there if the classes were named by it

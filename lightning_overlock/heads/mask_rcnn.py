@@ -81,7 +81,7 @@ def mask_rcnn(
         features: The backbone.
         num_classes: Number of classes, the background not counted.
         masks: Whether there is a mask head.
-        min_size: Short side after resizing, in pixels. Of several, training draws one per image
+        min_size: Short side after resizing, in pixels. From several, training draws one per image
             and evaluation takes the last.
         max_size: Limit of the long side.
         fpn_width: C of the pyramid.

@@ -114,8 +114,8 @@ class BoundaryF1(_PerClassMean):
 
     A class's boundary are its pixels with another class among their four neighbours; the image's
     edge and transitions to ignored pixels are none. Precision is the share of the predicted
-    boundary that has the target's within the tolerance, recall the reverse. Of two empty
-    boundaries (one class fills both maps) the score is 1, of one empty boundary 0.
+    boundary that has the target's within the tolerance, recall the reverse. The score
+    is 1 where both boundaries are empty (one class fills both maps), and 0 where one is.
 
     Args:
         num_classes: Number of classes.

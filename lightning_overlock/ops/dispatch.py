@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# Of the chips that the kernels were compiled for: this compute capability or later.
+# The kernels were compiled for chips of this compute capability or later.
 TRITON_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

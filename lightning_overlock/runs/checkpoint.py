@@ -1,5 +1,6 @@
 """Reading the checkpoint files of a run."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"--ckpt_path {path}: found weights or other content, but no Lightning checkpoint.\n"
             "Expected one written by `lightning fit`; weights are given with --model.init_from."
         )
+    _refuse_incomplete(path, content)
     return content
+
+
+def _refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
+    import torch
+
+    weights = content.get("state_dict")
+    missing = ""
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        missing = "weights (state_dict)"
+    elif not re.match(r"\d+\.\d+", str(content["pytorch-lightning_version"])):
+        missing = "version of Lightning"
+    if missing:
+        raise InputError(
+            f"--ckpt_path {path}: this checkpoint has no {missing}.\n"
+            "Expected one as `lightning fit` has written it."
+        )
+
+
+def refuse_to_continue(path: Path, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint that training cannot go on from.
+
+    Raises:
+        InputError: It has weights only, as ModelCheckpoint's `save_weights_only` makes them.
+    """
+    if not content.get("optimizer_states") or not isinstance(content.get("loops"), dict):
+        raise InputError(
+            f"--ckpt_path {path}: this checkpoint has weights only, no state of a training.\n"
+            "Expected last.ckpt or best.ckpt of a run; --model.init_from starts from weights."
+        )
 
 
 def read_progress(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import yaml
 from lightning_overlock.errors import InputError
 from lightning_overlock.runs.disk import replace_file
 from lightning_overlock.runs.layout import CONFIG
+from lightning_overlock.yaml_files import parse_yaml
 
 # Options of the data that say where they are and how they are read: the number of images is
 # compared when the training starts (`runs.resume`).
@@ -21,6 +22,7 @@ MOVABLE = {
     "skip_invalid",
 }
 MOVABLE_SPLITS = ("train_images", "train_json", "train_labels", "val_", "test_", "predict_")
+OWN_TASKS = "lightning_overlock.tasks."
 # Options of the trainer that change what a step does.
 STEP_OPTIONS = (
     "accumulate_grad_batches",
@@ -37,10 +39,25 @@ def write_config(folder: Path, text: str) -> None:
     replace_file(folder / CONFIG, text.encode())
 
 
-def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration in a checkpoint, with the class names its head was built for."""
-    config: dict[str, Any] = yaml.safe_load(checkpoint["config"])
-    class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
+def checkpoint_config(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the configuration in a checkpoint, with the class names its head was built for.
+
+    Args:
+        checkpoint: Its content.
+        source: What it is called in messages.
+
+    Raises:
+        InputError: It is no configuration of a task.
+    """
+    config = parse_yaml(str(checkpoint["config"]), source)
+    if not isinstance(config.get("model"), dict):
+        raise InputError(f"{source}: found no model in it, expected what `lightning fit` wrote.")
+    class_names = (checkpoint.get("hyper_parameters") or {}).get("class_names")
+    if class_names is None and str(config["model"].get("class_path")).startswith(OWN_TASKS):
+        raise InputError(
+            f"{source}: the checkpoint does not name the classes (hyper_parameters).\n"
+            "Expected one as `lightning fit` has written it."
+        )
     if class_names is not None:
         config["model"].setdefault("init_args", {})["class_names"] = class_names
     return config

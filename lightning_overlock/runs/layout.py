@@ -54,7 +54,12 @@ def run_folder(name: str) -> Path:
             f"--name {name[:20]}…: found {len(name.encode())} bytes, expected at most "
             f"{LONGEST_NAME}."
         )
-    return Path(os.environ.get("OVERLOCK_RUNS", "runs")) / name
+    return runs_root() / name
+
+
+def runs_root() -> Path:
+    """Return the folder of all runs: `runs`, or what the environment's OVERLOCK_RUNS says."""
+    return Path(os.environ.get("OVERLOCK_RUNS") or "runs").expanduser()
 
 
 def run_of(checkpoint: Path) -> str | None:

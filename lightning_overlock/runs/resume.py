@@ -107,7 +107,7 @@ class ExactResume(Callback):
         checkpoint["position"] = asdict(position)
         checkpoint["order"] = _loader_state(trainer)
         checkpoint["epoch_sums"] = _gather(self._merged_sums(trainer), trainer)
-        # Of an epoch that goes on, what is logged at its end is not yet known.
+        # While an epoch goes on, what is logged at its end is not yet known.
         epochs: Any = trainer.fit_loop.epoch_progress.current
         at_end = epochs.processed == epochs.ready
         checkpoint["logged"] = self._logged if at_end else dict(trainer.callback_metrics)
@@ -184,7 +184,13 @@ class ExactResume(Callback):
         if not checkpoint:
             return
         loops = checkpoint["loops"]["fit_loop"]
-        position = Position(**checkpoint["position"])
+        try:
+            position = Position(**checkpoint["position"])
+        except TypeError as error:
+            raise InputError(
+                f"checkpoint {trainer.ckpt_path} was saved by another version of this package, "
+                f"which notes its place otherwise\nexpected one of this version ({error})"
+            ) from error
         saved, now = checkpoint["order"], _loader_state(trainer)
         if not self.allow_changes:
             self._refuse_changes(trainer, saved, now)

@@ -140,7 +140,7 @@ class BestAndLast(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         value = math.nan if score is None else float(score)
         best = self.best_model_score
-        # Of a set without an object it is NaN, for example.
+        # It is NaN on a set without an object, for example.
         if not math.isnan(value) and (
             best is None or (value > best if self.mode == "max" else value < best)
         ):

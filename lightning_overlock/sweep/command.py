@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import optuna
 
 from lightning_overlock.errors import InputError, Interrupted, did_you_mean
+from lightning_overlock.runs.layout import runs_root
 from lightning_overlock.runs.slurm import requeue_job
 from lightning_overlock.sweep.arguments import OF_FILES, parse
 from lightning_overlock.sweep.read import read
@@ -37,7 +38,7 @@ def main(arguments: list[str], build: "Build") -> int:
     """
     args = parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    runs = args.runs or Path(os.environ.get("OVERLOCK_RUNS", "runs"))
+    runs = args.runs.expanduser() if args.runs else runs_root()
     if args.action == "list":
         print_list(runs)
         return 0

@@ -40,10 +40,10 @@ def measure(
         seconds: How long each row is timed.
 
     Returns:
-        For each row that can be run `params` in millions, `gmacs`, multiply-adds of one image in
-        billions, `images_per_second`, and in words how it was `measured`; for a row that cannot be
-        measured its `error`. Nothing for tasks other
-        than classification, whose cost depends on what is in the images.
+        A dictionary per row that can be run: `params` in millions, `gmacs`, multiply-adds of one
+        image in billions, `images_per_second`, and in words how it was `measured`. A row that
+        cannot be measured has its `error`. Empty for tasks other than classification, whose cost
+        depends on what is in the images.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, dict[str, Any]] = {}

@@ -18,11 +18,11 @@ class Effect:
 
     Attributes:
         name: The factor, or both with " x " between them.
-        levels: In words which level less which one; "" for more than two levels.
+        levels: Which level less which one, in words; "" for more than two levels.
         value: The difference of the levels' means, all else equal; None for more than two levels.
         low: Lower end of its 95 % interval.
         high: Its upper end.
-        p: Of the F test of the whole factor, not adjusted for the number of effects.
+        p: The F test's p of the whole factor, not adjusted for the number of effects.
         share: The part of the metric's variance over all trials that it explains.
     """
 

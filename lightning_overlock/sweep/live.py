@@ -93,8 +93,8 @@ class View:
         """Show how far the sweep is.
 
         Args:
-            trials: Those in hand here.
-            summary: In words how far it is.
+            trials: The trials that run here.
+            summary: How far the sweep is, in words.
             states: The trial that counts for each run folder; None where there is none yet.
         """
         if self.interactive:
@@ -174,7 +174,7 @@ def total_left(
     Args:
         sweep: The sweep.
         workers: How many trials run at the same time.
-        trials: Those in hand here.
+        trials: The trials that run here.
         states: The trial that counts for each run folder; None where there is none yet.
     """
     here = {trial.name: trial for trial in trials}

@@ -1,6 +1,5 @@
 """A sweep's results in a notebook."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pandas
 from matplotlib.figure import Figure
 
 from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.runs.layout import runs_root
 from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.plots import row_figure
 from lightning_overlock.sweep.results import Results, results
@@ -28,7 +28,7 @@ def load(name: str, runs: str | Path | None = None, storage: str | None = None) 
     Raises:
         InputError: If there is no such study.
     """
-    parent = Path(runs or os.environ.get("OVERLOCK_RUNS", "runs"))
+    parent = Path(runs) if runs else runs_root()
     _, study, folder = find_study(name, parent, storage)
     return Loaded(results(study, None, folder))
 

@@ -105,7 +105,7 @@ class Row(Part):
         options: What it sets, named as on the command line without `--`.
         paper: The paper's figures and their source.
         missing: Why it cannot be run and is kept for its published figure only; empty if it can.
-        levels: Of a sweep with `factors`: this row's level of each, which sets options too.
+        levels: This row's level of each of the sweep's `factors`, which sets options too.
     """
 
     label: Text = ""

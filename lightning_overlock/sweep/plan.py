@@ -2,7 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +48,25 @@ class Step:
         return self.seconds * self.steps * self.epochs / 3600
 
 
+def trainer_option(sweep: Sweep, row: str, name: str) -> Any:
+    """Return an option of a row's trainer, as options and configurations say; None if none does."""
+    options = sweep.options | sweep.rows[row].options
+    if (key := f"trainer.{name}") in options:
+        return options[key]
+    found = None
+    for config in sweep.configs:
+        content = yaml.safe_load(configs.find(config).read_text(encoding="utf-8")) or {}
+        found = (content.get("trainer") or {}).get(name, found)
+    return found
+
+
 def epochs_of(sweep: Sweep, row: str) -> int:
-    """Return for how many epochs a row is trained, as options and configurations say.
+    """Return for how many epochs a row is trained.
 
     Raises:
-        InputError: If none of them says.
+        InputError: If neither options nor configurations say.
     """
-    options = sweep.options | sweep.rows[row].options
-    found = options.get("trainer.max_epochs")
-    for name in sweep.configs if found is None else []:
-        trainer = yaml.safe_load(configs.find(name).read_text(encoding="utf-8")).get("trainer", {})
-        found = trainer.get("max_epochs", found)
+    found = trainer_option(sweep, row, "max_epochs")
     if not isinstance(found, int) or found < 1:
         raise InputError(f"{sweep.path}, rows.{row}: expected trainer.max_epochs, found {found!r}.")
     return found
@@ -76,22 +88,42 @@ def time_step(sweep: Sweep, row: str, build: "Build") -> Step:
 
     task, data = build(sweep.arguments(sweep.rows[row].options, sweep.seeds[0], row), "cpu")
     clock = Clock()
-    trainer = Trainer(
-        max_steps=STEPS,
-        callbacks=[clock],
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-    )
-    trainer.fit(task, data)
+    kept = ("limit_train_batches", "precision")
+    options = {name: v for name in kept if (v := trainer_option(sweep, row, name)) is not None}
+    with _quiet():
+        trainer = Trainer(
+            **options,
+            max_steps=STEPS,
+            callbacks=[clock],
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+        )
+        trainer.fit(task, data)
     seconds = (clock.ends[-1] - clock.ends[-1 - TIMED]) / TIMED
     return Step(seconds, int(trainer.num_training_batches), epochs_of(sweep, row))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Lightning says of devices, and that a training ends early."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [found.level for found in loggers]
+    for found in loggers:
+        found.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for found, level in zip(loggers, levels, strict=True):
+            found.setLevel(level)
 
 
 def plan_table(
@@ -131,13 +163,23 @@ def plan_table(
         "per row; validations, start-up and other work on this machine are not in it."
     ]
     if wanted:
-        scale = 100 if sweep.percent else 1
+        what = f"a difference of {format_figure(wanted * (100 if sweep.percent else 1))}"
         notes.append(
-            f"Seeds needed: to find a difference of {format_figure(wanted * scale)} with 80 % "
-            f"power at Holm's first step over {compared} rows, at the spread of finished trials."
+            f"Seeds needed: to find {what} with 80 % power at Holm's first step over {compared} "
+            "rows, at the spread of finished trials."
+            if any(record["seeds needed"] for record in records)
+            else f"How many seeds {what} needs is known once trials of this study are finished."
         )
-    table = Table.of(records)
-    return Table(table.headings, table.cells, f"Plan of {sweep.title}", notes, records)
+    # A column in which nothing stands says nothing.
+    shown = [key for key in records[0] if any(r[key] not in (None, 0) for r in records)]
+    table = Table.of(records, shown)
+    return replace(
+        table,
+        title=f"Plan of {sweep.title} ({sweep.name}, {sweep.profile})",
+        notes=notes,
+        records=records,
+        droppable=["of them tuning", "steps", "s per step"],
+    )
 
 
 def write_plan(sweep: Sweep, folder: Path, table: Table) -> str:

@@ -1,15 +1,15 @@
 """`lightning sweep plan`: times a step of every row and freezes the file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.notebook import load
-from lightning_overlock.sweep.plan import plan_table, time_step, write_plan
+from lightning_overlock.sweep.plan import PLAN, plan_table, time_step, write_plan
 from lightning_overlock.sweep.results import margin_of
 from lightning_overlock.sweep.spec import Sweep
+from lightning_overlock.sweep.write import print_table
 
 if TYPE_CHECKING:
     from lightning_overlock.sweep.validate import Build
@@ -52,8 +52,5 @@ def plan(
     steps = {row: time_step(sweep, row, build) for row in sweep.runnable}
     table = plan_table(sweep, steps, spreads, wanted)
     found = write_plan(sweep, folder, table)
-    console = Console(highlight=False, markup=False)
-    console.print(table.terminal())
-    for note in table.notes:
-        console.print(f"- {note}", soft_wrap=True)
-    console.print(f"- Frozen as {folder / 'plan.json'}, hash {found}.", soft_wrap=True)
+    frozen = f"Frozen as {folder / PLAN}, hash {found}."
+    print_table(replace(table, notes=[*table.notes, frozen]))

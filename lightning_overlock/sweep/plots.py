@@ -60,7 +60,7 @@ def figures(results: Results, width: float = WIDE) -> dict[str, Figure]:
 
     Args:
         results: What was measured.
-        width: In inches; `COLUMN` leaves the titles out.
+        width: Width of the figures in inches; `COLUMN` leaves the titles out.
     """
     if results.sweep.search is not None:
         found = search_figures(results, width)
@@ -75,8 +75,8 @@ def row_figure(results: Results, width: float = WIDE) -> Figure:
     """Return every row's mean with its 95 % interval, the seeds as dots, and the baseline's mean.
 
     Args:
-        results: Of a sweep with rows.
-        width: In inches.
+        results: The results of a sweep with rows.
+        width: Width of the figure in inches.
     """
     scale = results.scale
     lines = list(results.lines.values())
@@ -129,8 +129,8 @@ def curve_figure(results: Results, width: float = WIDE) -> Figure:
     """Return every row's metric over the epochs: the seeds' mean, and their range as a band.
 
     Args:
-        results: Of a sweep with rows.
-        width: In inches.
+        results: The results of a sweep with rows.
+        width: Width of the figure in inches.
     """
     scale = results.scale
     figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
@@ -202,11 +202,11 @@ def _lines(text: str, width: float) -> str:
 def cost_figure(results: Results, width: float = WIDE) -> Figure:
     """Return the metric against the cost, with the Pareto front: nothing is cheaper and better.
 
-    Of rows the cost is their multiply-adds, of a search its trials' seconds of training.
+    The cost of rows is their multiply-adds, that of a search its trials' seconds of training.
 
     Args:
-        results: Of a sweep with rows whose costs are measured, or of a search.
-        width: In inches.
+        results: The results of a sweep with rows whose costs are measured, or of a search.
+        width: Width of the figure in inches.
     """
     figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
     axes = figure.add_subplot()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lightning_overlock.sweep import watchdog
-from lightning_overlock.sweep.warm import WarmProcess
+from lightning_overlock.sweep.warm import WarmProcess, fits
 
 # What a person would type, less its arguments.
 COMMAND = [sys.executable, "-m", "lightning_overlock"]
@@ -33,7 +33,7 @@ def environment(runs: Path, threads: int, devices: str | None) -> dict[str, str]
 
     Args:
         runs: The folder that its run folder goes into.
-        threads: Of the CPU, for each of its processes.
+        threads: Number of CPU threads of each of its processes.
         devices: The GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None for those of the runner.
     """
     kept = {
@@ -88,7 +88,8 @@ class Process:
         arguments: What follows `lightning`.
         environment: Its environment variables.
         log: The file that its output is appended to.
-        warm: Fork it from the warm process, which must have been started.
+        warm: Fork it from the warm process, which must have been started, if that has its
+            environment.
     """
 
     def __init__(
@@ -96,14 +97,12 @@ class Process:
     ) -> None:
         self.log = log
         self._from = log.stat().st_size if log.is_file() else 0
-        words = ([*COMMAND, *arguments], environment, log)
-        self._process: FreshProcess | WarmProcess
-        try:
-            self._process = WarmProcess(*words) if warm else FreshProcess(*words)
-        except (OSError, EOFError):
-            if not warm:
-                raise
-            self._process = FreshProcess(*words)  # the warm process was killed just now
+        command = [*COMMAND, *arguments]
+        forked: WarmProcess | None = None
+        if warm and fits(environment):
+            with contextlib.suppress(OSError, EOFError):  # the warm process was killed just now
+                forked = WarmProcess(command, log)
+        self._process = forked or FreshProcess(command, environment, log)
 
     def wait(self, seconds: float | None) -> int | None:
         """Wait for its end, at most this long, and return its exit code; None if it goes on."""

@@ -16,7 +16,7 @@ import yaml
 from lightning_overlock import __version__
 from lightning_overlock.runs.layout import CONFIG
 
-# Of a run's configuration: what differs between runs of one configuration.
+# The options that differ between runs of one configuration.
 PLACE = ("name", "seed_everything", "ckpt_path")
 
 

@@ -51,7 +51,7 @@ def read(
             (`seeds`, `metric`, `rows`, ...; `trials`, `sampler`, `pruner` of a search).
 
     Raises:
-        InputError: For what is wrong in the file or the overrides, naming file and key.
+        InputError: Something is wrong in the file or the overrides; it names file and key.
     """
     path = path_or_name if isinstance(path_or_name, Path) else find(path_or_name)
     file = _validated(File, parse_yaml(read_text(path, str(path)), str(path)), str(path))
@@ -97,7 +97,7 @@ def _explain(kind: Any, error: ValidationError) -> str:
     """Return a mistake as `key: what is wrong`, and below it what was expected."""
     # An unknown key is the cause of what else is wrong there.
     found = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    # Of a value that may have several types pydantic appends the type that was tried.
+    # Where a value may have several types, pydantic appends the one that was tried.
     key = [str(part) for part in found["loc"] if not str(part).startswith(("function-", "dict["))]
     key = [part for part in key if part not in {"[key]", "Row", "str"} and "[" not in part]
     name, value = ".".join(key), found["input"]
@@ -107,7 +107,7 @@ def _explain(kind: Any, error: ValidationError) -> str:
         return f"{name}: unknown key.{did_you_mean(key[-1], known)}{expected}"
     if found["type"] == "value_error":
         message = str(found["ctx"]["error"])
-        # Of one of its own keys the part says so itself.
+        # A part that refuses one of its own keys says so itself.
         return f"{name}{message}" if message.startswith(".") else f"{name}: {message}"
     if found["type"] == "missing":
         return f"{name}: this key is missing."

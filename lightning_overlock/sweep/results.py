@@ -171,8 +171,7 @@ def margin_of(sweep: Sweep) -> float | None:
 def results(study: optuna.Study, sweep: Sweep | None, folder: Path) -> Results:
     """Collect what a study knows of a sweep.
 
-    Of the trials of a row and seed the first complete one counts, and a failed one only where
-    there is none.
+    The first complete trial of a row and seed counts, and a failed one only where there is none.
 
     Args:
         study: The study.

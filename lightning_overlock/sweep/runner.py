@@ -78,7 +78,10 @@ class Runner:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         share = max(1, (cores or 1) // workers)
         self.threads = min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
-        self._machines = [machine(self.threads, self._devices_of(i)) for i in range(workers)]
+        own = [self._devices_of(worker) for worker in range(workers)]
+        self._machines = [machine(self.threads, devices) for devices in own]
+        # Now: what this process imports later sets variables of its own.
+        self._environments = [environment(folder, self.threads, devices) for devices in own]
         self._view = View(name, sweep, workers)
         self._active: dict[int, Active] = {}
         self._processes: dict[int, Process] = {}
@@ -105,8 +108,7 @@ class Runner:
             stack.enter_context(self._view)
             stack.enter_context(self._signals())
             if self.warm:
-                own = environment(self.folder, self.threads, None)
-                self._ready = stack.enter_context(warmed_up(own))
+                self._ready = stack.enter_context(warmed_up(self._environments[0]))
             pool = stack.enter_context(ThreadPoolExecutor(self.workers))
             workers = [pool.submit(self._work, index) for index in range(self.workers)]
             obeyed = 0
@@ -249,11 +251,10 @@ class Runner:
             TrialPruned: The pruner stops it.
             TrialEnded: It was stopped or has failed.
         """
-        threads, devices = self.threads, self._devices_of(index)
         log = self.folder / f"{follow.folder.name}.log"
         while self.warm and not self._ready.wait(POLL_SECONDS):
             follow.beat()
-        own = environment(self.folder, threads, devices)
+        own = self._environments[index]
         self._processes[index] = process = Process(arguments, own, log, self.warm)
         try:
             if self._stop.is_set():

@@ -21,8 +21,8 @@ def search_figures(results: Results, width: float) -> dict[str, Figure]:
     """Return a search's history, slices, contours, importance and parallel axes.
 
     Args:
-        results: Of a search.
-        width: In inches.
+        results: The results of a search.
+        width: Width of the figures in inches.
 
     Returns:
         Nothing before there is a complete trial; slices, contours and importance where there are

@@ -15,7 +15,7 @@ from lightning_overlock.sweep.table import metric_cell
 from lightning_overlock.sweep.write import print_table, write_table
 from lightning_overlock.tables import Table
 
-# Of a sweep, what decides its figures; the rows' options are held against each other row by row.
+# What decides a sweep's figures; the rows' options are held against each other row by row.
 SETTINGS = ("data", "configs", "options", "select", "report", "seeds", "tune", "baseline")
 
 

@@ -48,7 +48,7 @@ class Sweep(Settings):
         metric: What counts, as it is logged.
         direction: Which end of it is good.
         seeds: Each row is trained once with each; a search with the first.
-        rows: In the table's order; empty in a search.
+        rows: The rows in the table's order; empty in a search.
         baseline: Name of the row that the others are compared with; "" in a search.
         columns: The columns of the table.
         search: The search space instead of rows.

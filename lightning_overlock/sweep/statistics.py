@@ -105,8 +105,8 @@ def seeds_needed(effect: float, comparisons: int = 1) -> int:
     """Return how many paired seeds find an effect with 80 % power.
 
     Args:
-        effect: In standard deviations of the paired differences.
-        comparisons: As in `detectable_effect`.
+        effect: The effect in standard deviations of the paired differences.
+        comparisons: Number of comparisons, as in `detectable_effect`.
     """
     n = MIN_SEEDS
     while n < 100_000 and detectable_effect(n, comparisons) > abs(effect):

@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.sweep.spec import Sweep
 
-# Of studies as this version writes them.
+# The format of the studies that this version writes.
 FORMAT = 2
 
 DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}

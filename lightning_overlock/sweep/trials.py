@@ -62,7 +62,7 @@ def by_folder(trials: Sequence[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
 def counting(trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """Return which of the trials of one run folder counts: the first that has not failed.
 
-    Of failed ones the last counts, since it tells why there is no result.
+    If all failed, the last counts, since it tells why there is no result.
     """
     return next((trial for trial in trials if trial.state != TrialState.FAIL), trials[-1])
 

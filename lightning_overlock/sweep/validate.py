@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def validate(sweep: Sweep, build: "Build") -> None:
     """Build every row's task and data, so that a mistake is told before anything runs.
 
-    Of a search or a grid every choice is built once, and both ends of every range.
+    In a search or a grid every choice is built once, and both ends of every range.
 
     Args:
         sweep: The sweep.
         build: Makes task and data of a `fit` command line.
 
     Raises:
-        InputError: For a row or point that `lightning fit` would refuse, two rows that build the
-            same, or a metric that the task does not log.
+        InputError: `lightning fit` would refuse a row or point, two rows build the same network, or
+            the task does not log the metric.
     """
     seen: list[tuple[str, Any]] = []
     for key, options in _points(sweep).items():

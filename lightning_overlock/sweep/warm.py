@@ -25,6 +25,8 @@ PRELOAD = ["lightning_overlock.sweep.warm_imports"]
 _fork_server = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
 # Processes of multiprocessing may be looked at by one thread at a time.
 _lock = threading.Lock()
+# What the warm process was started with.
+_environment: dict[str, str] = {}
 
 
 def is_possible() -> bool:
@@ -46,6 +48,8 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
     assert _fork_server is not None
     _fork_server.set_forkserver_preload(PRELOAD)
     before = dict(os.environ)
+    _environment.clear()
+    _environment.update(environment)
     _set_environment(environment)
     ready = threading.Event()
 
@@ -67,12 +71,16 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
         _set_environment(before)
 
 
+def fits(environment: dict[str, str]) -> bool:
+    """Tell whether a trial may be forked: libraries have read the environment when imported."""
+    return environment == _environment
+
+
 class WarmProcess:
     """A trial that is forked from the warm process, as `subprocess.Popen` is one of its own.
 
     Args:
         command: The words of the command, which begin with `python -m MODULE`.
-        environment: Its environment variables.
         log: The file that its output is appended to.
 
     Raises:
@@ -80,9 +88,9 @@ class WarmProcess:
         EOFError: Likewise.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         assert _fork_server is not None
-        words = (command, environment, str(Path.cwd()), str(log))
+        words = (command, str(Path.cwd()), str(log))
         self._process = _fork_server.Process(target=_watched, args=words)
         with _lock:
             self._process.start()
@@ -102,7 +110,7 @@ def _set_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _watched(command: list[str], environment: dict[str, str], folder: str, log: str) -> None:
+def _watched(command: list[str], folder: str, log: str) -> None:
     """Run a trial in a process of its own, and end with its exit code."""
     os.setsid()
     for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND)):
@@ -116,20 +124,17 @@ def _watched(command: list[str], environment: dict[str, str], folder: str, log: 
     if (trial := os.fork()) == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _run(command, environment, folder)
+        _run(command, folder)
         return
     asker = multiprocessing.parent_process()
     assert asker is not None
     sys.exit(watchdog.watch(trial, asker.join))
 
 
-def _run(command: list[str], environment: dict[str, str], folder: str) -> None:
+def _run(command: list[str], folder: str) -> None:
     """Do what `python -m MODULE ARGUMENTS` does."""
     os.chdir(folder)
     module, arguments = command[2], command[3:]
-    if dict(os.environ) != environment:
-        # Libraries have read another one when they were imported.
-        os.execve(command[0], command, environment)
     sys.argv = [module, *arguments]
     sys.path.insert(0, folder)
     try:

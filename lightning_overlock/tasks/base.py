@@ -32,6 +32,7 @@ from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_r
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, batch_norms, ends_here
 from lightning_overlock.tasks.combinations import check_combinations
+from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
 from lightning_overlock.tasks.predictions import tell_unreadable
 
@@ -150,7 +151,7 @@ class BaseTask(LightningModule):
         reestimate_bn: int = 0,
     ) -> None:
         super().__init__()
-        # Of the task's own signature; not for the logger, whose table 1000 class names would fill.
+        # These are the task's own arguments. The logger gets none: 1000 class names would fill it.
         self.save_hyperparameters(logger=False)
         check_ranges("model", self.hparams, self.ranges)
         if len(class_names) < self.min_classes:
@@ -162,6 +163,7 @@ class BaseTask(LightningModule):
         self.backbone = backbone
         self._weights_pending = pretrained or init_from is not None
         self._statistics = EvaluationStatistics(reestimate_bn)
+        self.outputs = FiniteOutputs()
 
         self.model = self.build_model(len(class_names))
         if grad_checkpointing:
@@ -235,7 +237,10 @@ class BaseTask(LightningModule):
         """
         trainer = self.trainer
         # Where max_steps alone ends the run, nothing else has counted the batches by now.
-        trainer.fit_loop.setup_data()
+        try:
+            trainer.fit_loop.setup_data()
+        except ValueError as error:  # an interval longer than an epoch
+            raise InputError(f"trainer: {error}") from error
         total_steps = trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise InputError(
@@ -305,10 +310,9 @@ class BaseTask(LightningModule):
             self._statistics.load(checkpoint)
         if difference := differences(self.state_dict(), checkpoint["state_dict"]):
             made_with = checkpoint.get("hyper_parameters", {}).get("backbone", "another network")
-            raise InputError(
-                f"checkpoint {self.trainer.ckpt_path} was made with {made_with}, "
-                f"this task has {self.backbone}\n{difference}"
-            )
+            same = made_with == self.backbone
+            whose = "other parts or classes" if same else f"{made_with}, this task {self.backbone}"
+            raise InputError(f"the checkpoint {self.trainer.ckpt_path} has {whose}\n{difference}")
         data: Any = getattr(self.trainer, "datamodule", None)
         predicts = self.trainer.state.fn == "predict"
         if predicts and "data" in checkpoint and hasattr(data, "load_prediction_state"):
@@ -343,6 +347,7 @@ class BaseTask(LightningModule):
     def on_predict_start(self) -> None:
         """Load initial weights."""
         self.load_initial_weights()
+        refuse_bad_weights(self.state_dict())
 
     # Evaluation
 
@@ -367,6 +372,7 @@ class BaseTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""
+        refuse_bad_weights(self.state_dict())
         self.reset_evaluation("val")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -382,6 +388,7 @@ class BaseTask(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start to count."""
+        refuse_bad_weights(self.state_dict())
         self.reset_evaluation("test")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -393,6 +400,7 @@ class BaseTask(LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
+        self.outputs.refuse(self.trainer)
         # At the end of the epoch and not in the step: every process gets here, also one
         # without a batch, so that none waits for another for ever.
         for name, value in self.evaluation(stage).items():

@@ -162,6 +162,7 @@ class ClassificationTask(BaseTask):
         """Count a batch."""
         images, labels = batch
         logits = self(images).float()
+        self.outputs.count(logits)
         # Per image, so that batches of unequal size and several processes weigh right.
         self.losses[stage].update(F.cross_entropy(logits, labels, reduction="none"))
         self.metrics[stage].update(logits, labels)
@@ -198,7 +199,10 @@ class ClassificationTask(BaseTask):
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> list[Prediction]:
         """Write and return (item, top-5 class names, their probabilities) per image."""
         images, items = batch
-        top = self(images).float().softmax(dim=1).topk(min(5, len(self.class_names)))
+        logits = self(images).float()
+        self.outputs.count(logits)
+        self.outputs.refuse(self.trainer, together=False)
+        top = logits.softmax(dim=1).topk(min(5, len(self.class_names)))
         rows = [
             (item, [self.class_names[index] for index in indices], probabilities)
             for item, indices, probabilities in zip(

@@ -64,7 +64,7 @@ class DetectionTask(BaseTask):
         class_names: Names of the classes; linked from the data.
         masks: Train and predict masks as well (Mask R-CNN).
         overview: Add the overview to the last map as the release does, for backbones that have it.
-        min_size: Short side of the images after resizing. Of several, training draws one for each
+        min_size: Short side of the images after resizing. From several, training draws one for each
             image and evaluation takes the last.
         max_size: Limit of the long side, which the short one gives way to.
         fpn_width: Channels of the feature pyramid.
@@ -76,7 +76,7 @@ class DetectionTask(BaseTask):
         roi_batch_size: Proposals per image that the second stage's losses are computed of.
         score_threshold: Detections have at least this score.
         nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
-        detections_per_image: At most so many, those of the highest scores.
+        detections_per_image: Largest number of detections, those of the highest scores.
         draw_score: Prediction draws the detections of at least this score; None draws nothing.
         evaluator: What computes the average precision; the figures are the same. auto takes
             faster_coco_eval, several times as fast, where it is installed.

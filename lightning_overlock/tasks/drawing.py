@@ -53,7 +53,7 @@ def draw_class(image: Tensor, words: str) -> Tensor:
 
     Args:
         image: (3, H, W) in any range, which is stretched to that of colours.
-        words: For example the class that was predicted.
+        words: The text, such as the class that was predicted.
 
     Returns:
         (3, H, W) uint8 on the CPU.

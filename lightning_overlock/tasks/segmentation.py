@@ -303,6 +303,7 @@ class SegmentationTask(BaseTask):
                 logits = slide(self, together, len(self.class_names), window, stride)
             else:
                 logits = self(together).float()
+            self.outputs.count(logits)
             found |= dict(zip(indices, logits, strict=True))
         return [found[index] for index in range(len(images))]
 
@@ -375,7 +376,9 @@ class SegmentationTask(BaseTask):
         """Write the label PNG, and on request the overlay, of each image; return the PNGs."""
         images, paths = batch
         written = []
-        for image, path, labels in zip(images, paths, self.predict_labels(images), strict=True):
+        predicted = self.predict_labels(images)
+        self.outputs.refuse(self.trainer, together=False)
+        for image, path, labels in zip(images, paths, predicted, strict=True):
             target = self._target(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._label_image(labels.to(torch.uint8).cpu().numpy()).save(target)

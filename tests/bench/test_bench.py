@@ -9,17 +9,18 @@ import worker_steps
 from torch import nn
 
 import lightning_overlock  # noqa: F401  registers the models
-from lightning_overlock.bench import measure, models, report
+from lightning_overlock.bench import measure, models, operations, report
 from lightning_overlock.bench.command import run
 from lightning_overlock.bench.options import (
     CONTMIX_BACKENDS,
     DEPTHWISE_BACKENDS,
     DTYPE_NAMES,
+    KERNELS,
     read_options,
 )
 from lightning_overlock.bench.worker import Worker
 from lightning_overlock.errors import InputError
-from lightning_overlock.layers.dilated_reparam import DilatedReparamConv
+from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
 from lightning_overlock.ops.contmix.operator import contmix, contmix_backend
 from lightning_overlock.ops.depthwise.operator import depthwise_backend
 
@@ -312,6 +313,7 @@ def test_the_names_that_are_typed_are_those_of_the_operations():
     assert sorted(contmix_backend.names) == sorted(CONTMIX_BACKENDS)
     assert sorted(depthwise_backend.names) == sorted(DEPTHWISE_BACKENDS)
     assert set(models.DTYPES) == set(DTYPE_NAMES)
+    assert sorted(BRANCHES) == sorted(KERNELS)
 
 
 @pytest.mark.parametrize(
@@ -347,13 +349,30 @@ def test_the_names_that_are_typed_are_those_of_the_operations():
         (["--depthwise", "--depthwise-sizes", "1x4x9x7"], "no size; expected BxCxHxWxK"),
         (["--depthwise", "--depthwise-sizes", "1x4x9x9x6"], "the kernel must be one of"),
         (["test_overlock", "--features", "--train"], "--train needs logits"),
+        (["test_overlock", "--ops", "--sizes", "bad"], "--sizes: 'bad' is no size"),
+        (
+            ["test_overlock", "--memory", "--memory-sizes", "1x10x4x3"],
+            "10 tokens are no whole chunks",
+        ),
+        (
+            ["test_overlock", "--depthwise", "--depthwise-sizes", "1x4x9x9x6"],
+            "the kernel must be one of",
+        ),
+        (["test_overlock", "--json", "same", "--markdown", "same"], "expected a file for each"),
+        (["test_convnext", "--contmix-backend", "unfold"], "change nothing in test_convnext"),
         (
             ["test_overlock", "--json", "no/such/rows.json"],
             "rows.json: this file cannot be written: No",
         ),
     ],
 )
-def test_a_mistake_is_answered_in_at_most_three_lines(arguments, message):
+def test_a_mistake_is_answered_in_at_most_three_lines(arguments, message, monkeypatch):
+    def measured(*_, **__):
+        raise AssertionError("something was measured")
+
+    for module in (models, operations):
+        for name in ("interleaved_medians", "time_interleaved"):
+            monkeypatch.setattr(module, name, measured, raising=False)
     with pytest.raises(InputError, match=message) as error:
         bench(arguments)
     assert str(error.value).count("\n") <= 2

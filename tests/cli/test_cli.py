@@ -426,7 +426,7 @@ def test_the_weights_of_another_network_are_refused(trained, capsys):
         "--config=quickstart",
         "--model.backbone=test_convnext",
     )
-    assert "plain.ckpt was made with test_overlock, this task has test_convnext" in lines[0]
+    assert "plain.ckpt has test_overlock, this task test_convnext" in lines[0]
 
 
 def test_batch_norms_are_synchronised_only_where_torch_can(capsys):

@@ -110,11 +110,24 @@ def test_a_checkpoint_s_classes_are_what_they_were():
         "config": dump_yaml({"model": {"class_path": "X"}, "data": {"init_args": {"of": NAMES}}}),
         "hyper_parameters": {"class_names": NAMES},
     }
-    own = checkpoint_config(content)
+    own = checkpoint_config(content, "here")
     assert own["model"]["init_args"]["class_names"] == NAMES
     assert own["data"]["init_args"]["of"] == NAMES
     for found in every_reader(dump_yaml({"names": own["model"]["init_args"]["class_names"]})):
         assert found["names"] == NAMES
+
+
+def test_a_printed_configuration_is_read_as_it_was_given(tmp_path, capsys):
+    words = ["fit", "--config=segmentation_quickstart", "--data=SegmentationFolderDataModule"]
+    given = [name for name in NAMES if name.isascii()]
+    Path("names.yaml").write_text(dump_yaml({"data": {"init_args": {"class_names": given}}}))
+    assert main([*words, "--config=names.yaml", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["data"]["init_args"]["class_names"] == given
+    assert parse_yaml(printed, "here")["data"]["init_args"]["class_names"] == given
+    Path("printed.yaml").write_text(printed)
+    assert main(["fit", "--config=printed.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
 
 
 def test_classes_with_such_names_are_trained_evaluated_continued_and_predicted(tmp_path):

@@ -560,6 +560,10 @@ def test_a_corrupt_image_is_named_or_skipped(root, workers):
     assert "data.skip_invalid" in str(caught.value)
     data.teardown("")
     data = coco(root, num_workers=workers, skip_invalid=True)
+    with pytest.raises(InputError, match=r"1 of 6 images would be left out"):
+        list(data.val_dataloader())
+    data.teardown("")
+    data = coco(root, num_workers=workers, skip_invalid=True, max_left_out=0.3)
     with pytest.warns(UserWarning, match=r"1 unreadable .*0025\.png"):
         assert sorted(by_id(data.val_dataloader())) == sorted(SIZES.keys() - {25})
     data.teardown("")

@@ -202,13 +202,30 @@ def test_a_corrupt_image_stops_with_its_name(root, workers):
 def test_corrupt_images_are_skipped_and_counted_on_request(root, workers):
     for path in ("val/dog/1.png", "val/eel/0.png"):
         truncate(root / path)
+    asked = {"num_workers": workers, "skip_corrupt": True, "max_left_out": 0.5}
     with pytest.warns(UserWarning, match=r"2 unreadable image\(s\) skipped: .*dog/1.*eel/0"):
-        batches = list(folder(root, num_workers=workers, skip_corrupt=True).val_dataloader())
+        batches = list(folder(root, **asked).val_dataloader())
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 0, 0, 1, 1, 2, 2]
     truncate(root / "train/cat/0.png")
     with pytest.warns(UserWarning, match=r"1 unreadable .*cat/0"):
-        batches = list(folder(root, num_workers=workers, skip_corrupt=True).train_dataloader())
+        batches = list(folder(root, **asked).train_dataloader())
     assert [len(labels) for _, labels in batches] == [4, 4, 4, 4]
+
+
+def test_a_class_whose_images_are_mostly_unreadable_is_refused_while_they_are_read(root):
+    for path in (root / "train/dog").iterdir():
+        truncate(path)
+    data = folder(root, num_workers=0, skip_corrupt=True, max_left_out=0.4)  # a third of all
+    refused = pytest.raises(InputError, match=r"images of class 1 \(from 0\) would be left out")
+    with pytest.warns(UserWarning, match="unreadable"), refused:  # those of the batches before
+        list(data.train_dataloader())
+
+
+def test_a_validation_on_the_training_s_images_is_told(root):
+    shutil.rmtree(root / "val")
+    (root / "val").symlink_to("train")
+    with pytest.warns(UserWarning, match="the validation has the training's own images"):
+        folder(root).setup("fit")
 
 
 # Folders that are not as they should be.
@@ -364,7 +381,7 @@ def test_classes_that_differ_in_case_or_composition_are_told(root, caplog):
         shutil.copytree(root / split / "dog", root / split / "Dog")
     data = folder(root)
     assert data.class_names == ["Dog", "cat", "dog", "eel"]
-    assert told(caplog, data, "fit") == ["train: 'Dog' and 'dog' are two classes"]
+    assert told(caplog, data, "fit") == ["'Dog' and 'dog' are two classes"]
     (root / "train/caf\u00e9").mkdir()  # one letter in train, a letter and an accent in val
     (root / "val/cafe\u0301").mkdir()
     assert_refused(lambda: folder(root), "differ in case or composition alone")

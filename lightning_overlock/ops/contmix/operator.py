@@ -113,12 +113,12 @@ def contmix_kernels(
     """Return the kernels that `contmix` aggregates with, for looking at them.
 
     Args:
-        query: As of `contmix`.
-        tap_weights: As of `contmix`.
-        tap_bias: As of `contmix`.
-        large_bias: As of `contmix`.
-        small_bias: As of `contmix`.
-        small_kernel: As of `contmix`.
+        query: The argument of `contmix`.
+        tap_weights: The argument of `contmix`.
+        tap_bias: The argument of `contmix`.
+        large_bias: The argument of `contmix`.
+        small_bias: The argument of `contmix`.
+        small_kernel: The argument of `contmix`.
 
     Returns:
         (B, G, H*W, k*k), or None without a small kernel, and (B, G, H*W, K*K), in float32 or wider;

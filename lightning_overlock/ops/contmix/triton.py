@@ -466,12 +466,12 @@ def backward(
     """Fill in the gradients of `forward`'s arguments.
 
     Args:
-        grad: (B, C, H, W), of the output.
-        value: As in `forward`.
-        query: As in `forward`.
-        tap_weights: As in `forward`.
-        tap_bias: As in `forward`.
-        table: As in `forward`.
+        grad: Gradient of the output, (B, C, H, W).
+        value: The argument of `forward`.
+        query: The argument of `forward`.
+        tap_weights: The argument of `forward`.
+        tap_bias: The argument of `forward`.
+        table: The argument of `forward`.
         output: What `forward` returned.
         log_sums: What `forward` returned.
         targets: Tensors for the gradients of the five arguments; None for what is not wanted.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Of outputs: a program of `_correlate` makes so many neighbouring rows. With dilation 1, each input
+# A program of `_correlate` makes so many neighbouring rows of outputs. With dilation 1, each input
 # that it loads serves all of them.
 ROWS = 4
 # A program of `_weight_gradient` sums so many taps at a time, in so many parts of all pixels; the
