@@ -138,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _of_file(parser: argparse.ArgumentParser, action: str) -> None:
     add = parser.add_argument
+    # What only those that train have.
+    parser.set_defaults(only=None, workers=None, retries=0)
     add("file", metavar="FILE", help="a shipped sweep's name, or a YAML file")
     add("--profile", help="the file's profile (default: the one it names)")
     add(
@@ -170,6 +172,7 @@ def _of_file(parser: argparse.ArgumentParser, action: str) -> None:
 
 def _of_study(parser: argparse.ArgumentParser, action: str) -> None:
     add = parser.add_argument
+    parser.set_defaults(output=None)
     if action == "compare":
         add("studies", metavar="STUDY", nargs=2, help="their names; the first is the one before")
     elif action != "list":

@@ -67,19 +67,19 @@ def _of_study(args: argparse.Namespace, runs: Path) -> int:
 
         serve(name, runs, args.storage, args.port)
     else:
-        show_study(args.action, name, runs, args.storage, getattr(args, "output", None))
+        show_study(args.action, name, runs, args.storage, args.output)
     return 0
 
 
 def _of_file(args: argparse.Namespace, runs: Path, build: "Build") -> int:
     """Do what is about a sweep file."""
-    if getattr(args, "workers", None) is not None and args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: expected 1 or more.")
-    if getattr(args, "retries", 0) < 0:
+    if args.retries < 0:
         raise InputError(f"--retries {args.retries}: expected 0 or more.")
     sweep = read(args.file, args.profile, args.set)
     sweep = _with_seeds(sweep, args.seeds)
-    only = _only(sweep, getattr(args, "only", None))
+    only = _only(sweep, args.only)
     name = args.name or f"{sweep.name}-{sweep.profile}"
     if "/" in name or name in {".", ".."}:
         raise InputError(f"--name {name!r}: expected a plain name, without slashes.")

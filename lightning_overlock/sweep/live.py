@@ -177,14 +177,14 @@ def total_left(
         trials: The trials that run here.
         states: The trial that counts for each run folder; None where there is none yet.
     """
-    here = {trial.name: trial for trial in trials}
-    lefts = [found for trial in trials if (found := trial.seconds_left()) is not None]
+    here = {trial.name for trial in trials}
     known = [t.user_attrs["seconds"] for t in states.values() if t and "seconds" in t.user_attrs]
-    known += [
-        left + trial.at - trial.since
-        for trial in trials
-        if trial.since is not None and (left := trial.seconds_left()) is not None
-    ]
+    lefts = []
+    for trial in trials:
+        left = trial.seconds_left()
+        if left is not None and trial.since is not None:
+            lefts.append(left)
+            known.append(left + trial.at - trial.since)
     if not known:
         return None
     mean = sum(known) / len(known)

@@ -118,9 +118,10 @@ def test_a_checkpoint_s_classes_are_what_they_were():
 
 
 def test_a_printed_configuration_is_read_as_it_was_given(tmp_path, capsys):
-    words = ["fit", "--config=segmentation_quickstart", "--data=SegmentationFolderDataModule"]
+    words = ["fit", "--config=segmentation_quickstart"]
     given = [name for name in NAMES if name.isascii()]
-    Path("names.yaml").write_text(dump_yaml({"data": {"init_args": {"class_names": given}}}))
+    data = {"class_path": "SegmentationFolderDataModule", "init_args": {"class_names": given}}
+    Path("names.yaml").write_text(dump_yaml({"data": data}))
     assert main([*words, "--config=names.yaml", "--print_config"]) == 0
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["data"]["init_args"]["class_names"] == given
