@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
@@ -10,6 +11,8 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from lightning_overlock.data.class_names import alike
 from lightning_overlock.data.images import MAX_PIXELS
@@ -132,6 +135,20 @@ class BaseDataModule(LightningDataModule, ABC):
     def load_prediction_state(self, state: dict[str, Any]) -> None:
         """Take what `prediction_state` has returned in training, in place of the data's own."""
         self.class_names = list(state["class_names"])
+
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - for those that have one
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what `predict` makes of an RGB image before the network sees it.
+
+        Args:
+            data_config: How the backbone wants its images, as timm says it.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no transform for images of other sources\n"
+            "expected data that override `image_transform`"
+        )
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002 - for those that tell them apart
         """Return what makes a batch of the items of a split: `stack`, unless sizes differ."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -168,7 +169,7 @@ class CocoDataModule(BaseDataModule):
         val_images: Folder of its images.
         test_json: The test split's json; may be without annotations to predict for it.
         test_images: Folder of its images.
-        predict_dir: Any folder of images to predict for, with its subfolders.
+        predict_dir: Images or folders, with their subfolders, to predict for.
         batch_size: Images per process and step.
         num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
@@ -199,7 +200,7 @@ class CocoDataModule(BaseDataModule):
         val_images: str | None = None,
         test_json: str | None = None,
         test_images: str | None = None,
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 2,
         num_workers: int | None = None,
         hflip: float = 0.5,
@@ -342,6 +343,13 @@ class CocoDataModule(BaseDataModule):
             global_seed(),
             max_pixels=limit,
         )
+
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - the network resizes and normalises
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a tensor (3, H, W) in [0, 1]."""
+        return to_pixels
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002
         """Return what makes two lists of the items."""
