@@ -444,11 +444,8 @@ class SegmentationFolderDataModule(BaseDataModule):
             self.max_image_pixels,
         )
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the task resizes and normalises
-    ) -> Callable[[Image.Image], Tensor]:
-        """Return what makes a tensor (3, H, W) in [0, 1]."""
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a tensor (3, H, W) in [0, 1]; the task resizes and normalises."""
         return to_pixels
 
     def collate(self, split: Split) -> Collate:

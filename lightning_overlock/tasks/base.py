@@ -2,15 +2,13 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
 from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -22,7 +20,6 @@ from lightning_overlock.backbones.weights import differences, start_from
 from lightning_overlock.callbacks.finite import StopAtNonFinite
 from lightning_overlock.callbacks.supported import refuse_unsupported
 from lightning_overlock.callbacks.throughput import Throughput
-from lightning_overlock.data.images import as_image
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
 from lightning_overlock.optim import (
@@ -33,23 +30,14 @@ from lightning_overlock.optim import (
     images_per_step,
     parameter_groups,
 )
-from lightning_overlock.ranges import (
-    ABOVE_0,
-    AT_LEAST_0,
-    AT_LEAST_1,
-    SHARE,
-    Range,
-    check_range,
-    check_ranges,
-)
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
+from lightning_overlock.tasks.image_results import predict_images
 from lightning_overlock.tasks.predictions import tell_unreadable
-
-AnyImage = str | Path | Image.Image | NDArray[Any]
 
 
 class BaseTask(LightningModule):
@@ -134,6 +122,7 @@ class BaseTask(LightningModule):
     # An object detector of one class tells it from the background.
     min_classes = 2
     _apply = convert_all_but_sums
+    predict_images = predict_images
 
     def __init__(
         self,
@@ -420,52 +409,6 @@ class BaseTask(LightningModule):
     def on_predict_end(self) -> None:
         """Say which images could not be read."""
         tell_unreadable(self.trainer)
-
-    # Prediction without a trainer
-
-    def predict_images(self, images: AnyImage | Iterable[AnyImage], batch_size: int = 8) -> Any:
-        """Return what the task says about images, as `lightning predict` does with its files.
-
-        Args:
-            images: Paths, PIL images, or uint8 arrays (H, W) or (H, W, 3); several, or one.
-            batch_size: Images that go through the network at a time.
-
-        Returns:
-            A list with one of `tasks.results` per image: plain values, no tensors.
-
-        Raises:
-            InputError: An image cannot be read, or nobody has said how an image becomes a tensor
-                (`lightning_overlock.load` does).
-        """
-        check_range("batch_size", batch_size, AT_LEAST_1)
-        one = isinstance(images, str | Path | Image.Image | np.ndarray)
-        given: list[Any] = [images] if one else list(images)  # type: ignore[list-item,arg-type]
-        transform = self.image_transform
-        if transform is None:
-            data: Any = getattr(self._trainer, "datamodule", None)
-            if data is None:
-                raise InputError(
-                    f"this {type(self).__name__} does not know how an image becomes a tensor\n"
-                    "expected lightning_overlock.load(RUN), or a function in task.image_transform"
-                )
-            transform = data.image_transform(self.data_config)
-        self.load_initial_weights()
-        training = self.training
-        self.eval()
-        results: list[Any] = []
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(given), batch_size):
-                    part = enumerate(given[start : start + batch_size], start)
-                    tensors = [transform(as_image(image, place)) for place, image in part]
-                    results += self.results_of([tensor.to(self.device) for tensor in tensors])
-        finally:
-            self.train(training)
-        return results
-
-    def results_of(self, images: list[Tensor]) -> list[Any]:
-        """Return one of `tasks.results` for each image, as the data's transform makes them."""
-        raise NotImplementedError
 
     # What belongs to a step, an epoch, a checkpoint
 
