@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_overlock.data.class_names import alike
+from lightning_overlock.data.dense_transforms import to_pixels
 from lightning_overlock.data.images import MAX_PIXELS
 from lightning_overlock.data.left_out import MAX_LEFT_OUT
 from lightning_overlock.data.loaders import Loader, TrainLoader
@@ -136,19 +137,12 @@ class BaseDataModule(LightningDataModule, ABC):
         """Take what `prediction_state` has returned in training, in place of the data's own."""
         self.class_names = list(state["class_names"])
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - for those that have one
-    ) -> Callable[[Image.Image], Tensor]:
-        """Return what `predict` makes of an RGB image before the network sees it.
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Return what `predict` makes of an RGB image: a tensor (3, H, W) in [0, 1].
 
-        Args:
-            data_config: How the backbone wants its images, as timm says it.
+        Takes how the backbone wants its images, as timm says it, for data that normalise.
         """
-        raise InputError(
-            f"{type(self).__name__} has no transform for images of other sources\n"
-            "expected data that override `image_transform`"
-        )
+        return to_pixels
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002 - for those that tell them apart
         """Return what makes a batch of the items of a split: `stack`, unless sizes differ."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -343,13 +342,6 @@ class CocoDataModule(BaseDataModule):
             global_seed(),
             max_pixels=limit,
         )
-
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the network resizes and normalises
-    ) -> Callable[[Image.Image], Tensor]:
-        """Return what makes a tensor (3, H, W) in [0, 1]."""
-        return to_pixels
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002
         """Return what makes two lists of the items."""

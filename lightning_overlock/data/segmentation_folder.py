@@ -444,10 +444,6 @@ class SegmentationFolderDataModule(BaseDataModule):
             self.max_image_pixels,
         )
 
-    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-        """Return what makes a tensor (3, H, W) in [0, 1]; the task resizes and normalises."""
-        return to_pixels
-
     def collate(self, split: Split) -> Collate:
         """Return what stacks training crops and makes lists of images of other splits."""
         return stack if split == "train" else as_lists

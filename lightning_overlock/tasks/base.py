@@ -2,14 +2,12 @@
 
 import math
 import random
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -36,11 +34,11 @@ from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
-from lightning_overlock.tasks.image_results import predict_images
+from lightning_overlock.tasks.image_results import ImagePrediction
 from lightning_overlock.tasks.predictions import tell_unreadable
 
 
-class BaseTask(LightningModule):
+class BaseTask(ImagePrediction, LightningModule):
     """A timm backbone and its training recipe.
 
     A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`,
@@ -100,8 +98,6 @@ class BaseTask(LightningModule):
     overridable_options: frozenset[str] = frozenset(
         {"compile", "channels_last", "grad_checkpointing", "reestimate_bn"}
     )
-    # What makes a tensor of a PIL image; `load` takes the data's.
-    image_transform: Callable[[Image.Image], Tensor] | None = None
     # What the command and the constructor hold the options against.
     ranges: ClassVar[dict[str, Range]] = {
         "lr": AT_LEAST_0,
@@ -122,7 +118,6 @@ class BaseTask(LightningModule):
     # An object detector of one class tells it from the background.
     min_classes = 2
     _apply = convert_all_but_sums
-    predict_images = predict_images
 
     def __init__(
         self,
@@ -342,9 +337,7 @@ class BaseTask(LightningModule):
         """Load initial weights."""
         self.load_initial_weights()
 
-    def on_predict_start(self) -> None:
-        """Load initial weights."""
-        self.load_initial_weights()
+    on_predict_start = on_test_start
         refuse_bad_weights(self.state_dict())
 
     # Evaluation

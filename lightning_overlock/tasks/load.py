@@ -47,7 +47,7 @@ def task_of(checkpoint: dict[str, Any], path: Path) -> BaseTask:
             f"--ckpt_path {path}: found no configuration inside this checkpoint.\n"
             "Expected a checkpoint written by `lightning fit`."
         )
-    config = checkpoint_config(checkpoint)
+    config = checkpoint_config(checkpoint, str(path))
     module, _, name = config["model"]["class_path"].rpartition(".")
     task_class: type[BaseTask] = getattr(importlib.import_module(module), name)
     # Lightning's CLI adds entries of its own; compiling gains nothing in a few predictions.
