@@ -115,8 +115,7 @@ class BaseTask(ImagePrediction, LightningModule):
         "layer_decay": Range(0, 1, open="low"),
         "reestimate_bn": AT_LEAST_0,
     }
-    # An object detector of one class tells it from the background.
-    min_classes = 2
+    min_classes = 2  # a detector of one class tells it from the background
     _apply = convert_all_but_sums
 
     def __init__(
@@ -337,7 +336,9 @@ class BaseTask(ImagePrediction, LightningModule):
         """Load initial weights."""
         self.load_initial_weights()
 
-    on_predict_start = on_test_start
+    def on_predict_start(self) -> None:
+        """Load initial weights, and refuse those that are no numbers."""
+        self.load_initial_weights()
         refuse_bad_weights(self.state_dict())
 
     # Evaluation
