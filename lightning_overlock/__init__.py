@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_overlock.tasks.base import BaseTask
 
 # Before torch loads OpenMP. Threads that spin while they wait make two busy processes on the same
 # cores many times slower. Threads that sleep at once are woken for every operation, which halves
@@ -49,6 +54,13 @@ class _AfterTimm(MetaPathFinder):
 
         spec.loader.exec_module = import_both  # type: ignore[method-assign]
         return spec
+
+
+def load(path: str | Path, device: str = "cpu") -> "BaseTask":
+    """Return a trained task, ready to `predict_images`; see `lightning_overlock.tasks.load`."""
+    from lightning_overlock.tasks.load import load as load_task
+
+    return load_task(path, device)
 
 
 if "timm" in sys.modules:

@@ -6,6 +6,8 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, Trainer
 
+from lightning_overlock.runs.recording import RunConfig
+
 
 def quiet_trainer(folder, **arguments):
     """A trainer on the CPU that writes and prints nothing of its own."""
@@ -45,3 +47,12 @@ def csv_rows(path):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def write_checkpoint(path, task, data, config):
+    """Write a checkpoint as `lightning fit` does, without training."""
+    trainer = quiet_trainer(path.parent, callbacks=[RunConfig(yaml.safe_dump(config), None)])
+    trainer.strategy.connect(task)
+    task.trainer = trainer
+    trainer._data_connector.attach_datamodule(task, datamodule=data)
+    trainer.save_checkpoint(path)

@@ -4,6 +4,7 @@ Nothing here needs torch or Lightning, so that what is wrong with it is answered
 """
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_overlock import configs
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import InputError
 from lightning_overlock.files import read_text
-from lightning_overlock.runs.checkpoint import read_checkpoint, refuse_to_continue
+from lightning_overlock.runs.checkpoint import checkpoint_in, read_checkpoint, refuse_to_continue
 from lightning_overlock.runs.config import checkpoint_config
 from lightning_overlock.runs.layout import BEST, LAST, last_checkpoint, run_folder, run_of
 from lightning_overlock.yaml_files import parse_yaml
+
+# Options whose value may be left out.
+FLAGS = {"h", "print_config", "help", "help-all"}
 
 
 @dataclass
@@ -50,6 +54,8 @@ def read_request(command: str, arguments: list[str]) -> Request:
     splitter.add_argument("-c", "--config", action="append", default=[])
     splitter.add_argument("--name")
     splitter.add_argument("--ckpt_path")
+    if command == "predict":
+        arguments = _images_as_option(arguments)
     found, words = splitter.parse_known_args(list(_joined(arguments)))
     files = [configs.find(at_home(name)) for name in found.config]
     contents = [
@@ -109,6 +115,17 @@ def at_home(value: Any) -> Any:
     return str(Path(value).expanduser()) if home else value
 
 
+def _images_as_option(words: list[str]) -> list[str]:
+    """Return the arguments with files and folders among them as `--data.predict_dir`."""
+    options: list[str] = []
+    images: list[str] = []
+    for word in words:
+        takes_value = bool(options) and options[-1].startswith("-") and "=" not in options[-1]
+        flag = takes_value and options[-1].lstrip("-").split(".")[-1] in FLAGS
+        (options if word.startswith("-") or (takes_value and not flag) else images).append(word)
+    return [*options, f"--data.predict_dir={json.dumps(images)}"] if images else words
+
+
 def _given_words(contents: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
     """Return the run's name and the checkpoint that configurations give, the last ones."""
     given: dict[str, str] = {}
@@ -140,19 +157,10 @@ def find_checkpoint(command: str, path: str, name: str | None) -> Path:
             )
         best = run_folder(name) / BEST
         return best if path == "best" and best.is_file() else last_checkpoint(name)
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder
-    run = folder.parent if folder.name == Path(LAST).parent.name else folder
-    for kind in (LAST, BEST) if command == "fit" else (BEST, LAST):
-        if (run / kind).is_file():
-            print(f"Checkpoint: {run / kind}")
-            return run / kind
-    runs = [str(found.parents[1]) for found in folder.glob(f"*/{LAST}")]
-    raise InputError(
-        f"--ckpt_path {path}: this folder holds no {LAST}.{did_you_mean(path, runs)}\n"
-        "Expected a checkpoint or the folder of a run, as in --ckpt_path runs/NAME."
-    )
+    found = checkpoint_in(Path(path), last_first=command == "fit")
+    if found != Path(path):
+        print(f"Checkpoint: {found}")
+    return found
 
 
 class ArgumentSplitter(argparse.ArgumentParser):
@@ -190,7 +198,7 @@ def typed_options(words: list[str]) -> Iterator[tuple[str, str | None]]:
         name, equals, value = word.lstrip("-").partition("=")
         if equals:
             yield name, value
-        elif name in {"h", "print_config"} or name.split(".")[-1] in {"help", "help-all"}:
+        elif name.split(".")[-1] in FLAGS:
             # Their value is optional and changes nothing here.
             return
         else:

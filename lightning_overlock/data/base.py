@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
@@ -10,8 +11,11 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from lightning_overlock.data.class_names import alike
+from lightning_overlock.data.dense_transforms import to_pixels
 from lightning_overlock.data.images import MAX_PIXELS
 from lightning_overlock.data.left_out import MAX_LEFT_OUT
 from lightning_overlock.data.loaders import Loader, TrainLoader
@@ -132,6 +136,13 @@ class BaseDataModule(LightningDataModule, ABC):
     def load_prediction_state(self, state: dict[str, Any]) -> None:
         """Take what `prediction_state` has returned in training, in place of the data's own."""
         self.class_names = list(state["class_names"])
+
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Return what `predict` makes of an RGB image: a tensor (3, H, W) in [0, 1].
+
+        Takes how the backbone wants its images, as timm says it, for data that normalise.
+        """
+        return to_pixels
 
     def collate(self, split: Split) -> Collate:  # noqa: ARG002 - for those that tell them apart
         """Return what makes a batch of the items of a split: `stack`, unless sizes differ."""

@@ -168,7 +168,7 @@ class CocoDataModule(BaseDataModule):
         val_images: Folder of its images.
         test_json: The test split's json; may be without annotations to predict for it.
         test_images: Folder of its images.
-        predict_dir: Any folder of images to predict for, with its subfolders.
+        predict_dir: Images or folders, with their subfolders, to predict for.
         batch_size: Images per process and step.
         num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
@@ -199,7 +199,7 @@ class CocoDataModule(BaseDataModule):
         val_images: str | None = None,
         test_json: str | None = None,
         test_images: str | None = None,
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 2,
         num_workers: int | None = None,
         hflip: float = 0.5,

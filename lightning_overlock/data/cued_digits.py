@@ -1,14 +1,17 @@
 """Cued digits: several real digits on a canvas, and a cue whose shape says which one is meant."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
 from lightning_overlock.data.digits import CLASS_NAMES, DigitSplit, digits_of, resize_digits
+from lightning_overlock.data.images import drawn_transform
 from lightning_overlock.data.loading import Key, global_seed
 from lightning_overlock.ranges import AT_LEAST_1, Range, check_range
 
@@ -167,6 +170,13 @@ class CuedDigitsDataModule(BaseDataModule):
         self.train_images = train_images
         self.eval_images = eval_images
         self.fresh = fresh
+
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a canvas of an image: bright ink on black."""
+        return drawn_transform(CuedDigitImages.mean, CuedDigitImages.std, CANVAS)
 
     def source(self, split: Split) -> CuedDigitImages:
         """Return the images of a split."""

@@ -247,7 +247,7 @@ class DigitScenesDetectionDataModule(CocoDataModule):
         scenes: What they are made of.
         folder: Where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: An image, or any folder of images to predict for; else the test scenes.
+        predict_dir: Images or folders of images to predict for; else the test scenes.
         batch_size: Images per process and step.
         num_workers: Processes that read images.
         hflip: Training: probability of a horizontal flip, which makes other signs of digits.
@@ -261,7 +261,7 @@ class DigitScenesDetectionDataModule(CocoDataModule):
         self,
         scenes: SceneOptions = DEFAULT,
         folder: str | None = None,
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
         hflip: float = 0.0,
@@ -311,7 +311,7 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
         scenes: What they are made of.
         folder: Where they are kept; None is the environment's OVERLOCK_CACHE, or
             ~/.cache/lightning_overlock.
-        predict_dir: An image, or any folder of images to predict for; else the test scenes.
+        predict_dir: Images or folders of images to predict for; else the test scenes.
         batch_size: Images per process and step.
         num_workers: Processes that read images.
         crop_size: Training: side of the crops; None is the canvas's.
@@ -328,7 +328,7 @@ class DigitScenesSegmentationDataModule(SegmentationFolderDataModule):
         self,
         scenes: SceneOptions = DEFAULT,
         folder: str | None = None,
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
         crop_size: int | None = None,

@@ -4,15 +4,18 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
+from lightning_overlock.data.images import drawn_transform
 from lightning_overlock.data.loading import Key, global_seed
 from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_range
 
@@ -246,6 +249,13 @@ class DigitsDataModule(BaseDataModule):
         self.image_size = image_size
         self.augment = augment
 
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a canvas of an image: bright ink on black."""
+        return drawn_transform(DigitImages.mean, DigitImages.std, self.image_size)
+
     def source(self, split: Split) -> DigitImages:
         """Return the digits of a split."""
         return DigitImages(
@@ -295,6 +305,15 @@ class ClutteredDigitsDataModule(BaseDataModule):
         self.train_images = train_images
         self.eval_images = eval_images
         self.fresh = fresh
+
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a canvas of an image: bright ink on black."""
+        return drawn_transform(
+            ClutteredDigitImages.mean, ClutteredDigitImages.std, ClutteredDigitImages.canvas_size
+        )
 
     def source(self, split: Split) -> ClutteredDigitImages:
         """Return the images of a split."""

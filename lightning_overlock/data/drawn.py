@@ -2,14 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lightning_overlock.data.base import BaseDataModule, Split
+from lightning_overlock.data.images import drawn_transform
 from lightning_overlock.data.loading import Key, global_seed
 from lightning_overlock.ranges import AT_LEAST_1, check_range
 
@@ -143,6 +145,13 @@ class DrawnDataModule(BaseDataModule):
     @abstractmethod
     def draws(self, split: Split) -> Draw:
         """Return what draws the images of "train", "val" or "test"."""
+
+    def image_transform(
+        self,
+        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
+    ) -> Callable[[Image.Image], Tensor]:
+        """Return what makes a canvas of an image: bright ink on black."""
+        return drawn_transform(self.mean, self.std)
 
     def source(self, split: Split) -> DrawnImages:
         """Return the images of a split; those of `predict` are the test images."""

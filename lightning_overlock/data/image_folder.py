@@ -65,7 +65,7 @@ class ImageFolderDataModule(BaseDataModule):
 
     Args:
         root: Folder of the splits; not needed to predict with `predict_dir`.
-        predict_dir: An image, or any folder to predict for, with its subfolders.
+        predict_dir: Images or folders, with their subfolders, to predict for.
         batch_size: Images per process and step.
         num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
@@ -100,7 +100,7 @@ class ImageFolderDataModule(BaseDataModule):
     def __init__(
         self,
         root: str = "",
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         skip_corrupt: bool = False,
@@ -229,6 +229,15 @@ class ImageFolderDataModule(BaseDataModule):
             model_config = cast("dict[str, Any]", self.trainer.lightning_module.data_config)
         else:  # to look at images without a model: timm's defaults
             model_config = resolve_data_config(pretrained_cfg={"num_classes": 1000})
+        return self._transform(model_config, training)
+
+    def image_transform(self, data_config: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        """Return the transform of evaluation and prediction."""
+        return self._transform(data_config, training=False)
+
+    def _transform(
+        self, model_config: dict[str, Any], training: bool
+    ) -> Callable[[Image.Image], Tensor]:
         config = {**model_config, **{k: v for k, v in self.eval_options.items() if v is not None}}
         config["input_size"] = (3, *(self.image_size or config["input_size"][-2:]))
         if training:

@@ -3,11 +3,14 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -151,27 +154,44 @@ def _sort_out(files: list[str], suffixes: frozenset[str], found: FoundImages) ->
             found.left_out.add(reason, file)
 
 
-def predict_files(given: str | Path) -> tuple[Path, FoundImages]:
-    """Return the folder of `data.predict_dir` and its images; it may be a single file, too.
+def predict_files(given: str | Path | Sequence[str | Path]) -> tuple[Path, FoundImages]:
+    """Return the folder of `data.predict_dir` and its images; it may be files and folders, too.
+
+    Args:
+        given: An image, a folder, or several of both. An empty list is no image at all: the data
+            are wanted for their transform alone.
+
+    Returns:
+        The folder that all of them lie in, and the images, relative to it.
 
     Raises:
-        InputError: It is not there, or has no images.
+        InputError: One is not there, or a folder has no images.
     """
-    path = Path(given)
-    if path.is_file():
-        return path.parent, FoundImages([path.name], LeftOut("files"), LeftOut("files"))
-    if not str(given) or not path.is_dir():
-        raise InputError(
-            f"data.predict_dir: '{printable(given)}' is not there\n"
-            "expected an image file or a folder of images"
-        )
-    found = find_images(path)
-    if not found.files:
-        raise InputError(
-            f"data.predict_dir: no images in {printable(path)}\nfound {listing(path)}\n"
-            f"expected files that end in {SOME_SUFFIXES}, in subfolders too"
-        )
-    return path, found
+    names = [given] if isinstance(given, str | Path) else given
+    for name in names:
+        if not str(name) or not Path(name).exists():
+            raise InputError(
+                f"data.predict_dir: '{printable(name)}' is not there\n"
+                "expected image files or folders of images"
+            )
+    paths = [Path(name) for name in names]
+    if any(path.is_absolute() for path in paths):
+        paths = [path.absolute() for path in paths]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    common = Path(os.path.commonpath(folders)) if folders else Path()
+    together = FoundImages([], LeftOut("files"), LeftOut("files"))
+    for path, folder in zip(paths, folders, strict=True):
+        found = FoundImages([path.name], LeftOut("files"), LeftOut("files"))
+        if path.is_dir():
+            found = find_images(path)
+        if not found.files:
+            raise InputError(
+                f"data.predict_dir: no images in {printable(path)}\nfound {listing(path)}\n"
+                f"expected files that end in {SOME_SUFFIXES}, in subfolders too"
+            )
+        inside = str(folder.relative_to(common))
+        together.add(found, "" if inside == "." else inside)
+    return common, together._replace(files=list(dict.fromkeys(together.files)))
 
 
 def listing(folder: Path) -> str:
@@ -279,10 +299,45 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Image.I
         InputError: The file cannot be opened at all.
     """
     with open_image(path, max_pixels) as image:
-        image.load()
-        with contextlib.suppress(Exception):  # malformed EXIF leaves a readable image
-            ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return _upright_rgb(image)
+
+
+def as_image(given: str | Path | Image.Image | NDArray[Any], place: int) -> Image.Image:
+    """Return an image as `read_image` returns that of a file.
+
+    Args:
+        given: A file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8.
+        place: Its place among others, for the message.
+
+    Raises:
+        InputError: It is none of these, or cannot be read.
+    """
+    if isinstance(given, str | Path):
+        return read_image(given)
+    if isinstance(given, np.ndarray):
+        values = given[..., 0] if given.ndim == 3 and given.shape[2] == 1 else given
+        shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in {3, 4})
+        if values.dtype != np.uint8 or not shaped or not values.size:
+            raise InputError(
+                f"image {place} is an array of {given.dtype} and shape {given.shape}\n"
+                "expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4)"
+            )
+        given = Image.fromarray(values)
+    if not isinstance(given, Image.Image):
+        raise InputError(
+            f"image {place} is a {type(given).__name__}\nexpected a path, a PIL image or an array"
+        )
+    try:
+        return _upright_rgb(given.copy())
+    except (OSError, ValueError) as error:
+        raise InputError(f"image {place} cannot be read: {error}") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    with contextlib.suppress(Exception):  # malformed EXIF leaves a readable image
+        ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -302,6 +357,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def drawn_transform(
+    mean: float, std: float, size: int | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """Return what makes a tensor (3, H, W) of an image as data modules draw them.
+
+    Args:
+        mean: Mean of a pixel in [0, 1].
+        std: Its standard deviation.
+        size: Side in pixels that images of another size are resized to; None keeps theirs.
+    """
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+        if size is not None and pixels.shape[1:] != (size, size):
+            pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]
+        return (pixels - mean) / std
+
+    return transform
 
 
 class ImageFiles:
@@ -325,7 +400,7 @@ class ImageFiles:
         seed: int = 0,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        self.folder = str(folder)
+        self.folder = "" if folder == Path() else str(folder)  # no ./ before names
         # Bytes in one array: a list of a million strings would be copied into every worker bit by
         # bit, as each look at one changes its reference count.
         self.files = np.array([os.fsencode(file) for file in files])

@@ -142,7 +142,7 @@ class SegmentationFolderDataModule(BaseDataModule):
         label_values: The value of each class in the files, in the classes' order: numbers such as
             [0, 255], or colours such as [[0, 0, 0], [255, 0, 0]]. None: values are class numbers.
         reduce_zero_label: 0 in the files is no class and 1 is the first, as in ADE20K.
-        predict_dir: An image, or any folder to predict for, with its subfolders.
+        predict_dir: Images or folders, with their subfolders, to predict for.
         batch_size: Images per process and step.
         num_workers: Processes that read images; None: one fewer than the cores of this process,
             at most 16.
@@ -176,7 +176,7 @@ class SegmentationFolderDataModule(BaseDataModule):
         class_names: list[str] | str | None = None,
         label_values: list[int] | list[tuple[int, int, int]] | None = None,
         reduce_zero_label: bool = False,
-        predict_dir: str | None = None,
+        predict_dir: str | list[str] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
         crop_size: int | tuple[int, int] = 512,

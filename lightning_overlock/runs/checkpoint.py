@@ -6,13 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from lightning_overlock.errors import InputError, did_you_mean
-from lightning_overlock.runs.layout import BEST, LAST
+from lightning_overlock.runs.layout import BEST, CHECKPOINTS, LAST
 
 
 def is_whole(path: Path) -> bool:
     """Tell whether a checkpoint file exists and was written to its end."""
     # Checkpoints are zip files, whose table of contents comes last.
     return zipfile.is_zipfile(path)
+
+
+def checkpoint_in(path: Path, last_first: bool = False) -> Path:
+    """Return the checkpoint that a path means: a file, a run's folder, or the one of checkpoints.
+
+    Args:
+        path: The path; a file is returned as it is.
+        last_first: Whether a run's last checkpoint is preferred to its best.
+
+    Raises:
+        InputError: If the folder has none.
+    """
+    if not path.is_dir():
+        return path
+    run = path.parent if path.name == CHECKPOINTS else path
+    for kind in (LAST, BEST) if last_first else (BEST, LAST):
+        if (run / kind).is_file():
+            return run / kind
+    runs = [str(found.parents[1]) for found in path.glob(f"*/{LAST}")]
+    raise InputError(
+        f"--ckpt_path {path}: this folder holds no {LAST}.{did_you_mean(str(path), runs)}\n"
+        "Expected a checkpoint or the folder of a run, as in --ckpt_path runs/NAME."
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -34,10 +34,11 @@ from lightning_overlock.tasks.batch_norm import EvaluationStatistics, batch_norm
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
+from lightning_overlock.tasks.image_results import ImagePrediction
 from lightning_overlock.tasks.predictions import tell_unreadable
 
 
-class BaseTask(LightningModule):
+class BaseTask(ImagePrediction, LightningModule):
     """A timm backbone and its training recipe.
 
     A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`,
@@ -118,8 +119,7 @@ class BaseTask(LightningModule):
         "bn_momentum": Range(0, 1, open="low"),
         "reestimate_bn": AT_LEAST_0,
     }
-    # An object detector of one class tells it from the background.
-    min_classes = 2
+    min_classes = 2  # a detector of one class tells it from the background
     _apply = convert_all_but_sums
 
     def __init__(
@@ -345,7 +345,7 @@ class BaseTask(LightningModule):
         self.load_initial_weights()
 
     def on_predict_start(self) -> None:
-        """Load initial weights."""
+        """Load initial weights, and refuse those that are no numbers."""
         self.load_initial_weights()
         refuse_bad_weights(self.state_dict())
 

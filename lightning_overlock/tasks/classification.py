@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_class
 from lightning_overlock.tasks.per_class import write_classes, write_confusion
 from lightning_overlock.tasks.predictions import Rows, keep_earlier
+from lightning_overlock.tasks.results import Classification
 
 Prediction = tuple[str, list[str], list[float]]
 
@@ -187,6 +189,15 @@ class ClassificationTask(BaseTask):
         return [
             draw_class(image, self.class_names[index])
             for image, index in zip(images, likeliest, strict=True)
+        ]
+
+    def results_of(self, images: list[Tensor]) -> list[Classification]:
+        """Return the class of each image; images of one size go through together."""
+        together = [torch.stack(images)] if len({x.shape for x in images}) == 1 else images
+        logits = [self(x if x.ndim == 4 else x[None]).float() for x in together]
+        return [
+            Classification(self.class_names[int(each.argmax())], each.cpu().numpy())
+            for each in torch.cat(logits).softmax(dim=1)
         ]
 
     def on_predict_start(self) -> None:

@@ -25,6 +25,7 @@ from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_detections
 from lightning_overlock.tasks.predictions import Rows, keep_earlier
+from lightning_overlock.tasks.results import DetectedObjects
 
 Target = dict[str, Any]
 Detections = dict[str, Tensor]
@@ -290,6 +291,17 @@ class DetectionTask(BaseTask):
         for part in parts:
             together |= {image: entry for image, entry in part.items() if image not in together}
         return list(together.values())
+
+    def results_of(self, images: list[Tensor]) -> list[DetectedObjects]:
+        """Return the objects of each image."""
+        return [self._plain(found) for found in self(images)]
+
+    def _plain(self, found: Detections) -> DetectedObjects:
+        values = {name: value.cpu().numpy() for name, value in found.items()}
+        labels = values["labels"] - 1  # 0 is the background
+        masks = values["masks"][:, 0] > 0.5 if "masks" in values else None
+        names = [self.class_names[label] for label in labels]
+        return DetectedObjects(names, labels, values["scores"], values["boxes"], masks)
 
     def on_predict_start(self) -> None:
         """Start the files of predictions."""

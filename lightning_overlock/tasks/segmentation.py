@@ -28,6 +28,7 @@ from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import class_colors, overlay
 from lightning_overlock.tasks.per_class import write_classes
 from lightning_overlock.tasks.predictions import keep_earlier
+from lightning_overlock.tasks.results import Segmentation
 
 # The label of pixels that count neither in the loss nor in a metric.
 IGNORED = 255
@@ -353,6 +354,10 @@ class SegmentationTask(BaseTask):
             overlay(image, labels, self.palette)
             for image, labels in zip(images, predicted, strict=True)
         ]
+
+    def results_of(self, images: list[Tensor]) -> list[Segmentation]:
+        """Return the class of every pixel of each image."""
+        return [Segmentation(labels.cpu().numpy()) for labels in self.predict_labels(images)]
 
     def on_predict_start(self) -> None:
         """Find out how the data's files number their classes, and where they lie."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_overlock import load
 from lightning_overlock.cli.main import main
 
 NAMES = ["[b] null", "tree [dead]"]
@@ -110,6 +111,27 @@ def test_a_single_file_is_predicted_and_one_that_cannot_be_read_is_an_error(
     assert lines[1] == f"{tmp_path}/one.png: no intact image (the file is empty)"
 
 
+def three_kinds(path: Path) -> list[object]:
+    """An image as a path, a PIL image and an array."""
+    with Image.open(path) as image:
+        image.load()
+        return [path, image, np.asarray(image)]
+
+
+def test_python_says_what_predict_writes_of_a_classifier(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(classifier)
+    save(tmp_path / "new/one.png", photo(3))
+    assert predict(classifier, tmp_path / "new") == 0
+    (row,) = rows(classifier)
+    task = load("runs/photos/checkpoints/last.ckpt")
+    assert task.class_names == NAMES
+    assert not task.training
+    for found in task.predict_images(three_kinds(tmp_path / "new/one.png"), batch_size=2):
+        assert found.class_name == row["class1"]
+        assert found.probabilities.max() == pytest.approx(float(row["probability1"]), abs=1e-6)
+        assert found.probabilities.sum() == pytest.approx(1, abs=1e-6)
+
+
 # Segmentation.
 
 COLOURS = np.array([[10, 200, 30], [250, 0, 0]], np.uint8)
@@ -165,6 +187,19 @@ def test_a_segmenter_needs_no_training_data_either(segmenter, tmp_path, monkeypa
     assert set(np.unique(values)) <= {0, 255}
     expected = 0.4 * photo(5) + 0.6 * COLOURS[(values == 255).astype(int)]
     assert np.abs(overlaid - expected).max() <= 2
+
+
+def test_python_says_what_predict_writes_of_a_segmenter(segmenter, tmp_path, monkeypatch):
+    monkeypatch.chdir(segmenter)
+    save(tmp_path / "new/a.png", photo(5))
+    assert predict(segmenter, tmp_path / "new/a.png") == 0
+    with Image.open("runs/photos/segmentation/a.png") as written:
+        expected = np.asarray(written) == 255
+    task = load("runs/photos/checkpoints/last.ckpt")
+    assert task.class_names == ["[/b] soil", "tree [dead]"]
+    for found in task.predict_images(three_kinds(tmp_path / "new/a.png")):
+        assert found.labels.dtype == np.int64
+        np.testing.assert_array_equal(found.labels, expected)
 
 
 def test_names_with_brackets_are_unharmed_in_the_table_per_class(segmenter):

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from shared import csv_rows
 
+from lightning_overlock import load
 from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
 from lightning_overlock.metrics.coco import NAMES
@@ -178,6 +179,22 @@ class TestCommands:
         results = json.loads(Path("runs/mine/detections.json").read_text())
         assert results
         assert {entry["category_id"] for entry in results} <= {3, 17, 90}
+        task = load("runs/mine/checkpoints/last.ckpt")
+        assert task.hparams["draw_score"] is None
+        path = folder / "1.jpg"
+        (found,) = task.predict_images(path)
+        (again,) = task.predict_images(np.asarray(Image.open(path)))
+        expected = [entry for entry in results if entry["image_id"] == 2]
+        assert len(found.scores) == len(expected) > 0
+        assert found.masks.shape == (len(expected), 51, 70)
+        for entry, box, score, name in zip(
+            expected, found.boxes, found.scores, found.class_names, strict=True
+        ):
+            left, top, width, height = entry["bbox"]
+            np.testing.assert_allclose(box, [left, top, left + width, top + height], atol=0.02)
+            assert score == pytest.approx(entry["score"], abs=1e-4)
+            assert {"box": 3, "disc": 17, "unicorn": 90}[name] == entry["category_id"]
+        np.testing.assert_array_equal(again.masks, found.masks)
         for entry in results:
             image = content["images"][entry["image_id"] - 1]
             size = [image["height"], image["width"]]

@@ -1,0 +1,69 @@
+"""Prediction for images in memory or in files, without a trainer."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lightning_overlock.data.images import as_image
+from lightning_overlock.errors import InputError
+from lightning_overlock.ranges import AT_LEAST_1, check_range
+
+AnyImage = str | Path | Image.Image | NDArray[Any]
+
+
+class ImagePrediction:
+    """What a task has for images in memory or in files; a task adds `results_of`.
+
+    Attributes:
+        image_transform: Makes a tensor of a PIL image; `load` takes the data's.
+    """
+
+    image_transform: Callable[[Image.Image], Tensor] | None = None
+
+    def predict_images(
+        self: Any, images: AnyImage | Iterable[AnyImage], batch_size: int = 8
+    ) -> list[Any]:
+        """Return what a task says about images, as `lightning predict` does with its files.
+
+        Args:
+            images: Paths, PIL images, or uint8 arrays (H, W) or (H, W, 3); several, or one.
+            batch_size: Images that go through the network at a time.
+
+        Returns:
+            A list with one of `tasks.results` per image: plain values, no tensors.
+
+        Raises:
+            InputError: An image cannot be read, or nobody has said how an image becomes a tensor
+                (`lightning_overlock.load` does).
+        """
+        check_range("batch_size", batch_size, AT_LEAST_1)
+        one = isinstance(images, str | Path | Image.Image | np.ndarray)
+        given: list[Any] = [images] if one else list(images)
+        transform = self.image_transform
+        if transform is None:
+            data: Any = getattr(self._trainer, "datamodule", None)
+            if data is None:
+                raise InputError(
+                    f"this {type(self).__name__} does not know how an image becomes a tensor\n"
+                    "expected lightning_overlock.load(RUN), or a function in task.image_transform"
+                )
+            transform = data.image_transform(self.data_config)
+        self.load_initial_weights()
+        training = self.training
+        self.eval()
+        results: list[Any] = []
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(given), batch_size):
+                    part = enumerate(given[start : start + batch_size], start)
+                    tensors = [transform(as_image(image, place)) for place, image in part]
+                    results += self.results_of([tensor.to(self.device) for tensor in tensors])
+        finally:
+            self.train(training)
+        return results
