@@ -30,7 +30,7 @@ from lightning_overlock.optim import (
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
-from lightning_overlock.tasks.batch_norm import EvaluationStatistics, batch_norms, ends_here
+from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here, set_bn_momentum
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
@@ -46,13 +46,11 @@ class BaseTask(ImagePrediction, LightningModule):
     `evaluation`. Where its network is more than a classifier, it adds `build_model`, which then
     puts heads on a `DenseFeatures`. From here it has AdamW, a learning rate that is a function of
     the step, randomness that is a function of (seed, epoch, batch, process), initial weights, the
-    stop at a non-finite loss, and `lr` and `train/images_per_second` in the log. Gradients are
-    clipped by the trainer (`gradient_clip_val`), batch norms synchronised by it
-    (`sync_batchnorm`).
+    stop at a non-finite loss, and `lr` and `train/images_per_second` in the log. The trainer clips
+    gradients (`gradient_clip_val`) and synchronises batch norms (`sync_batchnorm`).
 
-    At the end of a run with batch norms the monitored metric is logged twice: with training's
-    running statistics as `val_bn/NAME_running`, with those of the final weights as
-    `val_bn/NAME_reestimated`. Where they differ by more than noise, the run says so.
+    A run with batch norms ends with the monitored metric by running statistics and by those of the
+    final weights, as `val_bn/NAME_running` and `val_bn/NAME_reestimated`.
 
     Args:
         class_names: Names of the classes; linked from the data.
@@ -60,9 +58,8 @@ class BaseTask(ImagePrediction, LightningModule):
         backbone_args: Arguments of that model, for example `{drop_path_rate: 0.1}`.
         pretrained: Start from timm's weights for the model.
         init_from: Start from the weights in this file: a release checkpoint, a checkpoint of this
-            package (its EMA where there is one), timm's, or safetensors. A head for another number
-            of classes is replaced. A dense model starts from a classifier's weights or from a
-            dense model's.
+            package (its EMA where there is one), timm's, or safetensors. A head of other classes is
+            replaced. A dense model starts from a classifier's weights or a dense model's.
         lr: Peak learning rate.
         scale_lr_with_batch: `lr` is meant for 1024 images; scale it with those of one optimiser
             step over all processes.
@@ -76,20 +73,17 @@ class BaseTask(ImagePrediction, LightningModule):
         warmup_lr: Learning rate that the warm-up starts from.
         warmup_factor: The same as a share of `lr`, in place of `warmup_lr`.
         cooldown_epochs: Last epochs of cosine and poly, spent at `min_lr`.
-        weight_decay: Weight decay of a classifier's parameters with more than one dimension; of all
-            of a dense model's but norms (`optim.dense_parameter_groups`).
+        weight_decay: That of a classifier's parameters with more than one dimension; of all of a
+            dense model's but norms (`optim.dense_parameter_groups`).
         betas: AdamW's two betas.
         layer_decay: Factor on the learning rate per layer below the head; none by default.
         compile: Compile the backbone's blocks in place.
         channels_last: Keep images and weights in channels-last memory.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
-        bn_momentum: Weight of a new batch in the running statistics of the network's batch norms;
-            those of the network by default. Less than .1 averages over more batches than the last
-            ten, which a short run with small batches needs. The weights are the same either way.
-        reestimate_bn: Evaluate and save the network with BatchNorm statistics that are averaged
-            over this many training batches of the epoch, see `tasks.batch_norm`; 0 evaluates with
-            the running statistics of the training, which lag behind in short runs. The weights
-            are the same either way.
+        bn_momentum: Weight of a new batch in batch norms' running statistics, if not the network's.
+        reestimate_bn: Evaluate and save the network with BatchNorm statistics of so many training
+            batches, see `tasks.batch_norm`; 0 has the training's running statistics, which lag
+            behind in short runs. The weights are the same either way.
     """
 
     # timm's models share more than nn.Module has, but no type.
@@ -170,9 +164,7 @@ class BaseTask(ImagePrediction, LightningModule):
             if not hasattr(self.timm_model, "set_grad_checkpointing"):
                 raise InputError(f"{backbone} has no gradient checkpointing")
             self.timm_model.set_grad_checkpointing(True)
-        if bn_momentum is not None:
-            for _, norm in batch_norms(self.model):
-                norm.momentum = bn_momentum
+        set_bn_momentum(self.model, bn_momentum)
         if channels_last:
             # Convolutions hand the layout of their weights on to their output.
             self.model.to(memory_format=torch.channels_last)

@@ -182,6 +182,12 @@ def batch_norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
     ]
 
 
+def set_bn_momentum(network: nn.Module, momentum: float | None) -> None:
+    """Set the weight of a new batch in the running statistics; None leaves the network's own."""
+    for _, norm in batch_norms(network):
+        norm.momentum = norm.momentum if momentum is None else momentum
+
+
 def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         into[name].copy_(value)
