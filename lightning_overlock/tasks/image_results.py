@@ -43,8 +43,9 @@ class ImagePrediction:
                 (`lightning_overlock.load` does).
         """
         check_range("batch_size", batch_size, AT_LEAST_1)
-        one = isinstance(images, str | Path | Image.Image | np.ndarray)
-        given: list[Any] = [images] if one else list(images)
+        given: list[AnyImage] = (
+            [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else list(images)
+        )
         transform = self.image_transform
         if transform is None:
             data: Any = getattr(self._trainer, "datamodule", None)
