@@ -68,7 +68,10 @@ def format_value(value: float, double: bool = False) -> str:
         value: The number.
         double: Whether it is a double; else its digits are those of a float32.
     """
-    texts = [repr(value)] if double else [str(np.float32(value)), f"{np.float32(value):.9g}"]
+    texts = [repr(value)]
+    if not double:
+        single = np.float32(value)
+        texts = [str(single), f"{single:.9g}", repr(float(single))]
     same = (text.removesuffix(".0") for text in texts)
     return min(same, key=len)
 

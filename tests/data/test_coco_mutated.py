@@ -18,6 +18,9 @@ from lightning_overlock.data.coco_objects import decode_mask
 from lightning_overlock.errors import InputError
 from lightning_overlock.metrics.coco import average_precision
 
+# One json is both, so that what is changed is met in both places.
+pytestmark = pytest.mark.filterwarnings("ignore:the validation has the training's own images")
+
 SIZES = [(40, 60), (60, 40), (48, 48)]
 
 
