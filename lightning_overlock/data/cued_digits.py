@@ -171,10 +171,7 @@ class CuedDigitsDataModule(BaseDataModule):
         self.eval_images = eval_images
         self.fresh = fresh
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
-    ) -> Callable[[Image.Image], Tensor]:
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Return what makes a canvas of an image: bright ink on black."""
         return drawn_transform(CuedDigitImages.mean, CuedDigitImages.std, CANVAS)
 

@@ -249,10 +249,7 @@ class DigitsDataModule(BaseDataModule):
         self.image_size = image_size
         self.augment = augment
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
-    ) -> Callable[[Image.Image], Tensor]:
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Return what makes a canvas of an image: bright ink on black."""
         return drawn_transform(DigitImages.mean, DigitImages.std, self.image_size)
 
@@ -306,10 +303,7 @@ class ClutteredDigitsDataModule(BaseDataModule):
         self.eval_images = eval_images
         self.fresh = fresh
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
-    ) -> Callable[[Image.Image], Tensor]:
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Return what makes a canvas of an image: bright ink on black."""
         return drawn_transform(
             ClutteredDigitImages.mean, ClutteredDigitImages.std, ClutteredDigitImages.canvas_size

@@ -146,10 +146,7 @@ class DrawnDataModule(BaseDataModule):
     def draws(self, split: Split) -> Draw:
         """Return what draws the images of "train", "val" or "test"."""
 
-    def image_transform(
-        self,
-        data_config: dict[str, Any],  # noqa: ARG002 - the data know how they are drawn
-    ) -> Callable[[Image.Image], Tensor]:
+    def image_transform(self, _: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
         """Return what makes a canvas of an image: bright ink on black."""
         return drawn_transform(self.mean, self.std)
 

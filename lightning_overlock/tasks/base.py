@@ -30,15 +30,15 @@ from lightning_overlock.optim import (
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range, check_ranges
 from lightning_overlock.runs.resume import ExactResume
+from lightning_overlock.tasks import image_results
 from lightning_overlock.tasks.batch_norm import EvaluationStatistics, ends_here, set_bn_momentum
 from lightning_overlock.tasks.combinations import check_combinations
 from lightning_overlock.tasks.finite_outputs import FiniteOutputs, refuse_bad_weights
 from lightning_overlock.tasks.float32 import convert_all_but_sums
-from lightning_overlock.tasks.image_results import ImagePrediction
 from lightning_overlock.tasks.predictions import tell_unreadable
 
 
-class BaseTask(ImagePrediction, LightningModule):
+class BaseTask(LightningModule):
     """A timm backbone and its training recipe.
 
     A task adds a signature with class names, `monitor`, `configure_losses`, `configure_metrics`,
@@ -61,8 +61,7 @@ class BaseTask(ImagePrediction, LightningModule):
             package (its EMA where there is one), timm's, or safetensors. A head of other classes is
             replaced. A dense model starts from a classifier's weights or a dense model's.
         lr: Peak learning rate.
-        scale_lr_with_batch: `lr` is meant for 1024 images; scale it with those of one optimiser
-            step over all processes.
+        scale_lr_with_batch: Scale `lr`, meant for 1024 images, with a step's over all processes.
         schedule: How the learning rate falls: cosine, multistep, or poly.
         min_lr: Learning rate at the end of cosine and poly.
         milestones: Epochs after which multistep multiplies the learning rate by `gamma`.
@@ -81,9 +80,8 @@ class BaseTask(ImagePrediction, LightningModule):
         channels_last: Keep images and weights in channels-last memory.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
         bn_momentum: Weight of a new batch in batch norms' running statistics, if not the network's.
-        reestimate_bn: Evaluate and save the network with BatchNorm statistics of so many training
-            batches, see `tasks.batch_norm`; 0 has the training's running statistics, which lag
-            behind in short runs. The weights are the same either way.
+        reestimate_bn: Evaluate and save with BatchNorm statistics of so many training batches in
+            place of the running ones, which lag in short runs (`tasks.batch_norm`). Same weights.
     """
 
     # timm's models share more than nn.Module has, but no type.
@@ -115,6 +113,8 @@ class BaseTask(ImagePrediction, LightningModule):
     }
     min_classes = 2  # a detector of one class tells it from the background
     _apply = convert_all_but_sums
+    image_transform: image_results.ImageTransform | None = None  # `load` takes the data's
+    predict_images = image_results.predict_images
 
     def __init__(
         self,

@@ -184,8 +184,10 @@ def batch_norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 def set_bn_momentum(network: nn.Module, momentum: float | None) -> None:
     """Set the weight of a new batch in the running statistics; None leaves the network's own."""
+    if momentum is None:
+        return
     for _, norm in batch_norms(network):
-        norm.momentum = norm.momentum if momentum is None else momentum
+        norm.momentum = momentum
 
 
 def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:

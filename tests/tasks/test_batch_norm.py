@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from shared import quiet_trainer
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -137,7 +138,7 @@ def test_the_momentum_reaches_every_batch_norm_and_must_be_a_share():
 def test_a_checkpoint_scores_what_its_run_has_logged_for_it(runs):
     _, _, (trainer, model, _, folder) = runs
     logged = float(trainer.callback_metrics["val/loss"])
-    again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1)
+    again = quiet_trainer(folder, limit_val_batches=1)
     (found,) = again.validate(
         task(),
         data(),
@@ -192,6 +193,7 @@ def test_norms_that_do_not_train_and_networks_without_any_are_left_alone(tmp_pat
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            default_root_dir=tmp_path,
             limit_train_batches=1,
             limit_val_batches=1,
             callbacks=callbacks if none else [Freeze(), *callbacks],
