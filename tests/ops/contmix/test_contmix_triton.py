@@ -72,7 +72,7 @@ def recorders(monkeypatch):
     pytest.importorskip("triton")
     from lightning_overlock.ops.contmix import triton as contmix_triton
 
-    names = ("_forward_kernel", "_backward_query_kernel", "_backward_value_kernel")
+    names = ("forward_kernel", "backward_query_kernel", "backward_value_kernel")
     found = {name: Recorder(getattr(contmix_triton, name)) for name in names}
     for name, recorder in found.items():
         monkeypatch.setattr(contmix_triton, name, recorder)
