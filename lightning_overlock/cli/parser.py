@@ -1,13 +1,14 @@
 """Reading the options of a command: names, classes and values, held against what is known."""
 
 import difflib
+import functools
 import importlib
 import inspect
+import operator
 import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any, NoReturn
 
 import timm
@@ -99,6 +100,7 @@ def parse(
     Raises:
         InputError: A name is unknown, a value of the wrong type or a number out of its range.
     """
+    try_whole_numbers_first(options)
     typed = list(typed_options(words))
     chosen = chosen_classes(configs, typed)
     known = _known_options(options, chosen)
@@ -125,6 +127,20 @@ def parse(
     _restore_nulls(found[command], typed)
     _check_values(found[command], chosen)
     return found
+
+
+def try_whole_numbers_first(options: ArgumentParser) -> None:
+    """Let `limit_val_batches=1` be one batch, whatever was imported before.
+
+    typing keeps one order for equal unions: where another package asked for `Union[float, int]`
+    first, Lightning's `Union[int, float]` is that one, and 1 would become 1.0, all batches.
+    """
+    for action in options._actions:
+        parts = typing.get_args(hint := getattr(action, "_typehint", None))
+        if typing.get_origin(hint) is typing.Union and {int, float} <= set(parts):
+            ordered = sorted(parts, key=lambda part: part is float)
+            # `|` keeps the order that it is given.
+            action._typehint = functools.reduce(operator.or_, ordered)
 
 
 def _check_values(found: Namespace, chosen: dict[str, set[type]]) -> None:
@@ -255,7 +271,7 @@ def _subclasses(base: type) -> Iterator[type]:
 # Names --------------------------------------------------------------------------------------------
 
 
-@cache
+@functools.cache
 def class_options(found: type, group: str) -> ArgumentParser:
     """Return a parser with the options of a class, in their short form."""
     parser = ArgumentParser(add_help=False)

@@ -8,8 +8,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # `fit`, which no room below imports: it is named as a trial's command names it. It comes first, as
-# in a trial: after scikit-learn Python takes Lightning's `int | float` for `float | int`, and 1
-# batch would be read as all of them (typing keeps one order for equal unions).
+# in a trial.
 _training = importlib.import_module("lightning_overlock.cli.training")
 
 # What a run imports only once it uses it.

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Union
 
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from shared import printed_config
 from shared_run import QUICK
 
@@ -17,6 +19,7 @@ from lightning_overlock.cli import (
     training as training,  # Lightning logs to the stderr of its import
 )
 from lightning_overlock.cli.main import main
+from lightning_overlock.cli.parser import try_whole_numbers_first
 
 
 def answer(capsys, *arguments):
@@ -432,3 +435,15 @@ def test_the_weights_of_another_network_are_refused(trained, capsys):
 def test_batch_norms_are_synchronised_only_where_torch_can(capsys):
     assert main([*FIT, *QUICK, "--trainer.sync_batchnorm=true", "--trainer.accelerator=cpu"]) == 0
     assert "sync_batchnorm is off" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("1", 1), ("1.0", 1.0), ("0.25", 0.25), ("7", 7), ("null", None)]
+)
+def test_one_batch_is_not_all_batches_where_a_union_names_float_first(word, value):
+    parser = ArgumentParser()
+    # `float | int` keeps its order as well, but Lightning's are of typing's kind.
+    parser.add_argument("--limit_val_batches", type=Union[float, int, None])  # noqa: UP007
+    try_whole_numbers_first(parser)
+    found = parser.parse_args([f"--limit_val_batches={word}"]).limit_val_batches
+    assert (type(found), found) == (type(value), value)
