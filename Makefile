@@ -47,15 +47,23 @@ wheel-check: .venv/ready
 	$(UV) pip install --quiet --python build/wheel/venv/bin/python build/wheel/*.whl
 	tests/wheel_check.sh $(CURDIR)/build/wheel/venv/bin
 
-# timm's own tests of the installed timm, for the models of this package.
-contract: build/contract/ready
+# timm's own tests of the installed timm, for the models of this package; and the backbones as
+# encoders of segmentation_models_pytorch and torchgeo, in an environment of their own.
+contract: build/contract/ready .venv-contract/ready
 	cd build/contract && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests/contract $(CURDIR)/$(BIN)/python -m pytest -q -n 2 -p register_backbones tests/test_models.py
+	OMP_NUM_THREADS=1 .venv-contract/bin/python -m pytest -q -n 2 -c /dev/null --rootdir tests/contract --confcutdir tests/contract tests/contract/other_packages.py
 
 build/contract/ready: .venv/ready
 	rm -rf build/contract && mkdir -p build/contract
 	$(PYTHON) -m pip download --quiet --no-deps --no-binary timm --dest build/contract "timm==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("timm"))')"
 	tar --extract --gzip --strip-components 1 --directory build/contract --file build/contract/timm-*.tar.gz
 	rm -rf build/contract/timm
+	touch $@
+
+# requests is imported by torchgeo, which does not ask for it.
+.venv-contract/ready: pyproject.toml $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-contract
+	$(UV) pip install --quiet --python .venv-contract/bin/python --editable . segmentation-models-pytorch torchgeo requests pytest pytest-xdist
 	touch $@
 
 coverage: .venv/ready
@@ -79,4 +87,4 @@ coverage: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .tools build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-contract .tools build dist .pytest_cache .mypy_cache .ruff_cache
