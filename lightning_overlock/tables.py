@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -225,6 +226,24 @@ class Table:
         for cells in self.cells:
             table.add_row(*(Text(cells[place]) for place in shown))
         return table
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write the table as Markdown, CSV and LaTeX into a folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        forms = {"md": self.markdown() + "\n", "csv": self.csv(), "tex": self.latex()}
+        for suffix, text in forms.items():
+            (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8")
+
+    def print(self) -> None:
+        """Print the table: whole into a pipe, into a terminal what it has room for."""
+        from rich.console import Console
+
+        console = Console(highlight=False, markup=False)
+        table = self.terminal(console.width if console.is_terminal else None)
+        width = Console(width=1000).measure(table).maximum
+        Console(width=max(width, console.width)).print(table)
+        for note in self.notes:
+            console.print(f"- {note}", soft_wrap=True)
 
     def _repr_markdown_(self) -> str:
         return self.markdown()

@@ -30,6 +30,7 @@ ROOMS = [
     "tasks",
     "export",
     "analysis",
+    "robustness",
     "configs",
     "sweep",
     "cli",

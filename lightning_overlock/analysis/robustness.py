@@ -197,23 +197,43 @@ def corruption_rows(
         }
         if baseline is not None:
             base = found[baseline]
-            plain = {c: _ratio(own.errors[c], base.errors[c]) for c in own.errors}
+            plain = {c: corruption_error(own.errors[c], base.errors[c]) for c in own.errors}
             relative = [
-                _ratio(own.errors[c] - own.clean, base.errors[c] - base.clean) for c in own.errors
+                corruption_error(own.errors[c] - own.clean, base.errors[c] - base.clean)
+                for c in own.errors
             ]
-            row["mCE %"] = _mean(list(plain.values()))
-            row["relative mCE %"] = _mean(relative)
+            row["mCE %"] = mean_of_all(list(plain.values()))
+            row["relative mCE %"] = mean_of_all(relative)
             row |= {f"CE % {c}": value for c, value in plain.items()}
         rows.append(row)
     return rows
 
 
-def _ratio(own: NDArray[np.float64], base: NDArray[np.float64]) -> float | None:
+def corruption_error(own: NDArray[np.float64], base: NDArray[np.float64]) -> float | None:
+    """Return a corruption error in percent: the sum of a model's errors over a baseline's.
+
+    Args:
+        own: Errors at some severities, (S,); less the clean error for the relative form.
+        base: The baseline's at the same severities, (S,), likewise.
+
+    Returns:
+        None where the baseline makes no (relative) error to divide by.
+
+    Example:
+        >>> corruption_error(np.array([0.25, 0.25]), np.array([0.5, 0.5]))
+        50.0
+    """
     whole = float(base.sum())
     return 100 * float(own.sum()) / whole if whole > 0 else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean, as of corruption errors; None where one of them is None.
+
+    Example:
+        >>> mean_of_all([40.0, 60.0]), mean_of_all([40.0, None])
+        (50.0, None)
+    """
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) and known else None
 

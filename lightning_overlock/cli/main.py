@@ -25,6 +25,8 @@ commands:
   predict   write predictions of a folder:      lightning predict --ckpt_path FILE
   configs   list the shipped configurations, one line each
   bench     compare models: parameters, multiply-adds, time, memory
+  robustness  accuracy and calibration on ImageNet-V2, -A, -R, -Sketch and -C, or folders like them:
+            lightning robustness --ckpt_path FILE --data.imagenet_r FOLDER
   sweep     train the rows of a sweep file, print the table:
             lightning sweep run|status|table|report|… FILE   (lightning sweep --help)
 
@@ -91,6 +93,13 @@ def _run(arguments: list[str]) -> int:
         from lightning_overlock.bench.command import run as bench
 
         return bench(options)
+    elif command == "robustness":
+        from lightning_overlock.robustness.options import read_options as read_robustness
+
+        options = read_robustness(rest)
+        from lightning_overlock.robustness.command import run as robustness
+
+        return robustness(options)
     elif command == "sweep":
         from lightning_overlock.sweep.command import main as sweep
 
@@ -101,7 +110,7 @@ def _run(arguments: list[str]) -> int:
 
         training.run(request)
     else:
-        known = [*COMMANDS, "configs", "bench", "sweep", "--version", "--help"]
+        known = [*COMMANDS, "configs", "bench", "robustness", "sweep", "--version", "--help"]
         raise InputError(
             f"{command}: no command of this name.{did_you_mean(command, known)}\n"
             f"Expected one of {', '.join(known)}."

@@ -143,7 +143,7 @@ class ImageFolderDataModule(BaseDataModule):
             "re_count": re_count,
         }
         self._check_options()
-        self._splits: dict[str, _LabelledFiles] = {}
+        self._splits: dict[str, LabelledFiles] = {}
         self._predicted = None if predict_dir is None else predict_files(predict_dir)
         if self._predicted is None:  # else the training data may be gone
             for split in ("train", "val"):
@@ -205,7 +205,7 @@ class ImageFolderDataModule(BaseDataModule):
         transform = self.transform(training=split == "train")
         return ImageFiles(folder, files, labels, transform, global_seed(), self.max_image_pixels)
 
-    def _files(self, split: str) -> "_LabelledFiles":
+    def _files(self, split: str) -> "LabelledFiles":
         if split not in self._splits:
             class_names = self.class_names
             if not (self.root / split).is_dir():
@@ -213,7 +213,10 @@ class ImageFolderDataModule(BaseDataModule):
                     f"data.root: {printable(self.root)} has no folder '{split}'\n"
                     f"found {listing(self.root)}"
                 )
-            self._splits[split] = _find_labelled(self.root / split, class_names, self.max_left_out)
+            folder = self.root / split
+            _check_classes(folder, class_names)
+            labels = {name: label for label, name in enumerate(class_names)}
+            self._splits[split] = find_labelled(folder, labels, self.max_left_out)
         return self._splits[split]
 
     def _unlabelled(self) -> tuple[Path, FoundImages]:
@@ -270,8 +273,8 @@ class ImageFolderDataModule(BaseDataModule):
             ) from error
 
 
-class _LabelledFiles(NamedTuple):
-    """The images of one split.
+class LabelledFiles(NamedTuple):
+    """The images in the folders of classes.
 
     Attributes:
         found: Them, and what is left out.
@@ -282,9 +285,17 @@ class _LabelledFiles(NamedTuple):
     labels: list[int]
 
 
-def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) -> _LabelledFiles:
-    """Find the images of a split, and refuse it where it has other classes or too few images."""
-    _check_classes(folder, class_names)
+def find_labelled(folder: Path, class_labels: dict[str, int], max_left_out: float) -> LabelledFiles:
+    """Find the images in the folders of classes.
+
+    Args:
+        folder: Where these lie.
+        class_labels: The label of each class, by the name of its folder.
+        max_left_out: Largest share of a class's files, and of all, that may be no images.
+
+    Raises:
+        InputError: A class has no images, or too much is left out.
+    """
     # Images beside the class folders belong to no class; a list or a note does no harm there.
     beside = find_images(folder, subfolders=False)
     whole = FoundImages([], LeftOut("files"), beside.passed_over)
@@ -294,7 +305,7 @@ def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) ->
     for file in beside.files:
         whole.left_out.add("in no class's folder", file)
     labels: list[int] = []
-    for label, name in enumerate(class_names):
+    for name, label in class_labels.items():
         found = find_images(folder / name)
         count = found.left_out.total + len(found.files)
         if not found.files:
@@ -307,7 +318,7 @@ def _find_labelled(folder: Path, class_names: list[str], max_left_out: float) ->
         whole.add(found, name)
     count = whole.left_out.total + len(whole.files)
     refuse_if_too_many(printable(folder), whole.left_out, count, max_left_out)
-    return _LabelledFiles(whole, labels)
+    return LabelledFiles(whole, labels)
 
 
 def _check_classes(folder: Path, class_names: list[str]) -> None:

@@ -9,7 +9,6 @@ from lightning_overlock.sweep.notebook import load
 from lightning_overlock.sweep.plan import PLAN, plan_table, time_step, write_plan
 from lightning_overlock.sweep.results import margin_of
 from lightning_overlock.sweep.spec import Sweep
-from lightning_overlock.sweep.write import print_table
 
 if TYPE_CHECKING:
     from lightning_overlock.sweep.validate import Build
@@ -53,4 +52,4 @@ def plan(
     table = plan_table(sweep, steps, spreads, wanted)
     found = write_plan(sweep, folder, table)
     frozen = f"Frozen as {folder / PLAN}, hash {found}."
-    print_table(replace(table, notes=[*table.notes, frozen]))
+    replace(table, notes=[*table.notes, frozen]).print()

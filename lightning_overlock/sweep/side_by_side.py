@@ -12,7 +12,6 @@ from lightning_overlock.sweep.notebook import load
 from lightning_overlock.sweep.results import Results
 from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS
 from lightning_overlock.sweep.table import metric_cell
-from lightning_overlock.sweep.write import print_table, write_table
 from lightning_overlock.tables import Table
 
 # What decides a sweep's figures; the rows' options are held against each other row by row.
@@ -32,8 +31,8 @@ def print_comparison(
     """
     table = side_by_side(*(load(name, runs, storage).results for name in names))
     if output is not None:
-        write_table(table, output, "compare")
-    print_table(table)
+        table.write(output, "compare")
+    table.print()
 
 
 def side_by_side(one: Results, other: Results) -> Table:

@@ -61,15 +61,19 @@ def task_of(checkpoint: dict[str, Any], path: Path) -> BaseTask:
             f"{difference}"
         )
     task.load_state_dict(checkpoint["state_dict"])
-    data: Any = _data(config["data"])
+    data: Any = data_of(config["data"])
     if "data" in checkpoint:
         data.load_prediction_state(checkpoint["data"])
     task.image_transform = data.image_transform(task.data_config)
     return task.eval()
 
 
-def _data(config: dict[str, Any]) -> LightningDataModule:
-    """Return the run's data module without its files, which may be gone."""
+def data_of(config: dict[str, Any]) -> LightningDataModule:
+    """Return a run's data module without its files, which may be gone.
+
+    Args:
+        config: The entry `data` of its configuration.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     given: dict[str, Any] = config.get("init_args") or {}

@@ -26,6 +26,9 @@ LINES = {
     "predict --ckpt_path .": 2,
     "bench": 2,
     "bench test_overlock --batch-size 0": 2,
+    "robustness --help": 0,
+    "robustness --ckpt_path x.ckpt": 2,
+    "robustness --ckpt_path x.ckpt --data.imagenet_r nowhere": 2,
     "bench test_overlock --json no/such/folder.json": 2,
 }
 COMMANDS = f"""

@@ -71,7 +71,16 @@ def test_runs_that_cannot_be_written_are_told_at_once(command, trained, capsys, 
 def test_there_are_three_hundred_of_them():
     lines = [line for line, _ in wrong_inputs.CASES]
     assert len(set(lines)) == len(lines) >= 300
-    for command in ("fit", "validate", "test", "predict", "configs", "bench", "sweep"):
+    for command in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "configs",
+        "bench",
+        "robustness",
+        "sweep",
+    ):
         assert any(line.startswith(command) for line in lines)
 
 

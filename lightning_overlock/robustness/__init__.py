@@ -1,0 +1,1 @@
+"""`lightning robustness`: a trained classifier on images from elsewhere."""
