@@ -22,7 +22,7 @@ GROUPS, GROUP_CHANNELS = 8, 16
 KERNELS = (17, 15, 13, 11, 9, 7, 5)
 # By name, as the operations know them; a test compares.
 CONTMIX_BACKENDS = ("dense", "strips", "triton", "unfold")
-DEPTHWISE_BACKENDS = ("conv", "onednn", "triton")
+DEPTHWISE_BACKENDS = ("conv", "onednn", "aten", "triton")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 RANGES = {

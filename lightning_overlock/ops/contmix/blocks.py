@@ -88,12 +88,17 @@ def backward(
     return bias_rows_grad
 
 
+def form_by_size(height: int, width: int, size: int) -> str:
+    """Return what "auto" means for a map without a measurement, "dense" or "strips"."""
+    limit = max(DENSE_PIXELS, DENSE_WINDOWS * size * size)
+    return "dense" if height * width <= limit else "strips"
+
+
 def parts_of(value: Tensor, size: int, backend: str) -> "list[WholeMap] | list[Strip]":
     """What a map is worked on in: as a whole, or in strips of a few rows."""
     height, width = value.shape[2:]
     if backend == "auto":
-        limit = max(DENSE_PIXELS, DENSE_WINDOWS * size * size)
-        backend = "dense" if height * width <= limit else "strips"
+        backend = form_by_size(height, width, size)
     if backend == "dense":
         return [WholeMap(height, width, size)]
     return Strip.cover(height, width, size)

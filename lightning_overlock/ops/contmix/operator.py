@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lightning_overlock.ops.contmix.blocks import backward, forward
+from lightning_overlock.ops.contmix.blocks import backward, form_by_size, forward
 from lightning_overlock.ops.contmix.logits import Logits, grouped, softmax
 from lightning_overlock.ops.contmix.windows import bias_grad, side
-from lightning_overlock.ops.dispatch import TRITON_DTYPES, Backends, triton_obstacle
+from lightning_overlock.ops.dispatch import (
+    TRITON_DTYPES,
+    Backends,
+    call_of,
+    measures,
+    triton_obstacle,
+)
 
-# What "auto" gives to Triton on a GPU: heads whose pixel has so many bytes; of more, the kernels do
-# not fit the registers. From the compiled kernels' needs; no GPU has timed them yet.
+# What is measured on Triton: heads whose pixel has so many bytes; of more, the compiled kernels do
+# not fit the registers. And as one dense product: maps of so many pixels, whose square it holds.
 TRITON_HEAD_BYTES = 128
+DENSE_MAX_PIXELS = 4096
 
-contmix_backend = Backends("dense", "strips", "triton")
+contmix_backend = Backends("contmix", "dense", "strips", "triton")
 
 
 def contmix(
@@ -48,9 +55,8 @@ def contmix(
     "dense" and "strips" hold the logits of a few images and groups at a time; "auto" chooses
     between them by the map's size. With "triton" logits and kernels exist on the chip only. It
     takes float32, bfloat16 and float16, adds in float32, and rounds kernels to the dtype of
-    `value`. "auto" takes it on GPUs of the Ampere generation and later for heads of at most 64
-    channels, or 32 in float32. That choice rests on what is read and written, not on a timing: the
-    kernels have not run on a GPU yet.
+    `value`. On a GPU "auto" measures them on the first call of each kind, Triton from the Ampere
+    generation on and for heads of at most 64 channels, or 32 in float32; see the docs, "Backends".
 
     Args:
         value: (B, C, H, W), a floating type.
@@ -84,12 +90,10 @@ def contmix(
         return contmix_backend.outside[backend](
             value, query, tap_weights, tap_bias, small_kernel, large_bias, small_bias
         )
-    if _takes_triton(value, query, tap_weights, backend):
-        backend = "triton"
-    elif backend == "triton":
+    if backend == "triton" and not _takes_triton(value, query, tap_weights):
         backend = "auto"
     if small_kernel is None:
-        return _fused(value, query, tap_weights, tap_bias, large_bias, backend)[0]
+        return _mix(value, query, tap_weights, tap_bias, large_bias, backend)
     mixed = []
     for half, own, bias in zip(
         value.chunk(2, dim=1),
@@ -98,7 +102,7 @@ def contmix(
         strict=True,
     ):
         half_bias = None if tap_bias is None else tap_bias[own]
-        mixed.append(_fused(half, query, tap_weights[..., own], half_bias, bias, backend)[0])
+        mixed.append(_mix(half, query, tap_weights[..., own], half_bias, bias, backend))
     return torch.cat(mixed, dim=1)
 
 
@@ -191,19 +195,57 @@ def _check_kernel(value: Tensor, which: str, groups: int, taps: int, bias: Tenso
         )
 
 
-def _takes_triton(value: Tensor, query: Tensor, tap_weights: Tensor, backend: str) -> bool:
-    """Whether these go to Triton; a ValueError if they are asked to and cannot."""
-    dtypes = {value.dtype, query.dtype, tap_weights.dtype}
-    if backend not in ("auto", "triton") or not dtypes.issubset(TRITON_DTYPES):
+def _takes_triton(value: Tensor, query: Tensor, tap_weights: Tensor) -> bool:
+    """Whether Triton has the dtypes of these; a ValueError if it has and cannot run here."""
+    if not {value.dtype, query.dtype, tap_weights.dtype}.issubset(TRITON_DTYPES):
         return False
     obstacle = triton_obstacle(value.device)
-    if backend == "triton":
-        if obstacle is not None:
-            raise ValueError(f"backend 'triton' {obstacle}")
-        return True
-    width = max(tap_weights.shape[2], value.shape[1] // tap_weights.shape[1])
-    fits = width * value.element_size() <= TRITON_HEAD_BYTES
-    return value.is_cuda and obstacle is None and fits
+    if obstacle is not None:
+        raise ValueError(f"backend 'triton' {obstacle}")
+    return True
+
+
+def _mix(
+    value: Tensor,
+    query: Tensor,
+    tap_weights: Tensor,
+    tap_bias: Tensor | None,
+    table: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """One kernel size of `contmix`."""
+    inputs = (value, query, tap_weights, tap_bias, table)
+    if backend == "auto" and measures(value.device):
+        backend = _choose(inputs) or backend
+    return _fused(*inputs, backend)[0]
+
+
+def _choose(inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]) -> str | None:
+    """Return the backend that was or is now measured for one kernel size of `contmix`."""
+    value, _, tap_weights, *biases = inputs
+    batch, groups, width, taps = tap_weights.shape
+    height, length = value.shape[2:]
+    size, channels = side(taps), value.shape[1] // groups
+
+    def candidates() -> list[str]:
+        found = [form_by_size(height, length, size)]
+        if found == ["strips"] and height * length <= DENSE_MAX_PIXELS:
+            found.append("dense")
+        elif found == ["dense"]:
+            found.append("strips")
+        dtypes = {x.dtype for x in inputs[:3]}
+        fits = max(width, channels) * value.element_size() <= TRITON_HEAD_BYTES
+        possible = value.is_cuda and triton_obstacle(value.device) is None
+        return [*found, "triton"] if possible and fits and dtypes.issubset(TRITON_DTYPES) else found
+
+    def run(backend: str, *inputs: Tensor | None) -> Tensor:
+        return _fused(*inputs, backend)[0]
+
+    bias = ["no bias" if x is None else "bias" for x in biases]
+    call = f"{call_of(inputs)}, window {size}, heads of {width} and {channels}, taps {bias[0]}"
+    call = f"{call}, positions {bias[1]}"
+    sizes = {"maps": batch * groups, "pixels": height * length}
+    return contmix_backend.choose(call, sizes, candidates, run, inputs)
 
 
 @torch.library.custom_op("lightning_overlock::contmix_fused", mutates_args=())

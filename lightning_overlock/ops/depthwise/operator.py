@@ -14,10 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lightning_overlock.ops.depthwise import onednn
-from lightning_overlock.ops.dispatch import TRITON_DTYPES, Backends, triton_obstacle
+from lightning_overlock.ops.depthwise import aten, onednn
+from lightning_overlock.ops.dispatch import (
+    TRITON_DTYPES,
+    Backends,
+    call_of,
+    measures,
+    triton_obstacle,
+)
 
-depthwise_backend = Backends("conv", "onednn", "triton")
+# Before this version, cuDNN has given wrong results when different sizes ran one after another.
+SAFE_CUDNN = 92400
+
+depthwise_backend = Backends("depthwise", "conv", "onednn", "aten", "triton")
 
 
 def depthwise(
@@ -31,10 +40,10 @@ def depthwise(
     """Convolve every channel with its own kernel, once per entry of `weights`; same padding.
 
     The backend "conv" is one of torch's convolutions per kernel. "onednn", for CPUs, is the same
-    with gradients that are forward convolutions too, up to ten times as fast. "triton" runs all
-    kernels as one with float32 sums, on a GPU, for float32, bfloat16 and float16. "auto" is
-    "onednn" on a CPU and "conv" elsewhere: the Triton backend has not been timed on any GPU,
-    `lightning bench --depthwise` does so.
+    with gradients that are forward convolutions too, up to ten times as fast. "aten" is torch's
+    own kernels without cuDNN. "triton" runs all kernels as one with float32 sums, on a GPU, for
+    float32, bfloat16 and float16. "auto" is "onednn" on a CPU. On a GPU it measures the others on
+    the first call of each kind; see the docs, "Backends".
 
     Args:
         x: (B, C, H, W).
@@ -51,17 +60,20 @@ def depthwise(
         ValueError: A shape does not fit; the backend is unknown, or cannot run here.
     """
     backend = depthwise_backend.resolve(backend)
-    if backend == "auto":
-        backend = "onednn" if x.device.type == "cpu" else "conv"
     _check(x, weights, dilations)
     # The meta device, which costs are counted on, has no autocast to ask for.
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
-        if backend == "onednn":
-            weights, bias = [w.to(dtype) for w in weights], None if bias is None else bias.to(dtype)
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if autocast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if backend == "auto" and measures(x.device):
+        backend = _choose(x, weights, dilations, bias) or backend
+    if backend == "auto":
+        backend = _safe(x)
+    if backend in ("onednn", "aten") and autocast:
+        weights, bias = [w.to(x.dtype) for w in weights], None if bias is None else bias.to(x.dtype)
     if backend == "triton":
         _check_triton(x)
+    if backend in ("triton", "aten"):
         return _depthwise(x, list(weights), list(dilations), bias, backend)
     if backend == "onednn":
         if x.device.type != "cpu":
@@ -93,6 +105,46 @@ def _check(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> No
             )
 
 
+def _safe(x: Tensor) -> str:
+    """Return the backend that needs no comparison."""
+    if x.device.type == "cpu":
+        return "onednn"
+    if x.device.type == "cuda" and _cudnn() < SAFE_CUDNN and not torch.compiler.is_exporting():
+        return "aten"
+    return "conv"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cudnn() -> int:
+    """Return cuDNN's version; a safe one where there is none to go wrong."""
+    return torch.backends.cudnn.version() or SAFE_CUDNN  # type: ignore[no-untyped-call]
+
+
+def _choose(
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None
+) -> str | None:
+    """Return the backend that was or is now measured for a convolution."""
+
+    def candidates() -> list[str]:
+        found = [_safe(x)]
+        if found != ["conv"]:
+            found.append("conv")
+        possible = x.is_cuda and triton_obstacle(x.device) is None and x.dtype in TRITON_DTYPES
+        return [*found, "triton"] if possible else found
+
+    def run(backend: str, x: Tensor, bias: Tensor | None, *weights: Tensor) -> list[Tensor]:
+        if backend != "triton":  # as under autocast
+            weights = tuple(weight.to(x.dtype) for weight in weights)
+            bias = None if bias is None else bias.to(x.dtype)
+        return depthwise(x, weights, dilations, bias, backend=backend)
+
+    kernels = "+".join(f"{w.shape[-1]}/{d}" for w, d in zip(weights, dilations, strict=True))
+    inputs = (x, bias, *weights)
+    call = f"{call_of(inputs)}, kernels {kernels}, {'no ' if bias is None else ''}bias"
+    sizes = {"maps": x.shape[0] * x.shape[1], "pixels": x.shape[2] * x.shape[3]}
+    return depthwise_backend.choose(call, sizes, candidates, run, inputs)
+
+
 def _check_triton(x: Tensor) -> None:
     """Raise a ValueError that says why the Triton backend cannot take x."""
     obstacle = triton_obstacle(x.device)
@@ -117,8 +169,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 def _passes(backend: str) -> ModuleType:
     """Return the module with the three passes of a backend; Triton is imported when it is used."""
-    if backend == "onednn":
-        return onednn
+    if backend in ("onednn", "aten"):
+        return onednn if backend == "onednn" else aten
     from lightning_overlock.ops.depthwise import triton
 
     return triton
@@ -129,7 +181,8 @@ def _depthwise(
     x: Tensor, weights: list[Tensor], dilations: list[int], bias: Tensor | None, backend: str
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return _passes(backend).correlate(_dense(x, x), weights, dilations, bias)
+        outputs = _passes(backend).correlate(_dense(x, x), weights, dilations, bias)
+        return [_dense(y, x) for y in outputs]
 
 
 @_depthwise.register_fake

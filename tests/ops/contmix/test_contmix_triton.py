@@ -213,27 +213,37 @@ def test_a_backend_is_refused_where_it_cannot_run(monkeypatch):
         layer.double()(x.double())  # falls back
 
 
-def test_auto_takes_triton_on_a_gpu_for_heads_of_usual_width(monkeypatch):
+def test_triton_is_measured_on_a_gpu_for_heads_of_usual_width_and_not_taken_before(monkeypatch):
     monkeypatch.setattr(ops, "triton_obstacle", lambda device: None)
-    seen = []
+    seen, offered, known = [], [], None
+
+    def choose(call, sizes, candidates, *_):
+        offered.append(candidates())
+        return known
+
+    monkeypatch.setattr(contmix_backend, "choose", choose)
 
     class Spy(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append((str(func), "triton" in args))
+            if str(func) == "lightning_overlock.contmix_fused.default":
+                seen.append(args[-1])
             return func(*args, **(kwargs or {}))
 
-    def uses_triton(width, dtype):
-        seen.clear()
+    def mixed(width, dtype, size=8):
         with FakeTensorMode(), Spy():
-            value = torch.empty(1, width, 8, 8, device="cuda", dtype=dtype)
+            value = torch.empty(1, width, size, size, device="cuda", dtype=dtype)
             contmix(value, value, value.new_empty(1, 1, width, 25))
-        return ("lightning_overlock.contmix_fused.default", True) in seen
+        return offered[-1]
 
-    assert uses_triton(16, torch.float32)
-    assert uses_triton(64, torch.bfloat16)
-    assert not uses_triton(64, torch.float32)
-    assert not uses_triton(96, torch.float16)
-    assert not uses_triton(16, torch.float64)
+    assert mixed(16, torch.float32) == ["dense", "strips", "triton"]
+    assert mixed(64, torch.bfloat16, 20) == ["strips", "dense", "triton"]
+    assert mixed(64, torch.float32) == ["dense", "strips"]
+    assert mixed(96, torch.float16, 70) == ["strips"]
+    assert mixed(16, torch.float64) == ["dense", "strips"]
+    assert set(seen) == {"auto"}
+    known = "triton"
+    mixed(16, torch.float32)
+    assert seen[-1] == "triton"
 
 
 def test_operation_count_is_that_of_the_other_backends():

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
+from lightning_overlock.ops.depthwise import operator
 from lightning_overlock.ops.depthwise.operator import depthwise, depthwise_backend
 
 HERE = Path(__file__)
@@ -185,6 +188,42 @@ def test_triton_agrees_with_float64_on_a_gpu_and_repeats_itself(kernel, side, dt
         assert (one.double() - other).abs().max() < tolerance * other.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("cudnn", "expected"),
+    [(92300, ["aten", "conv", "triton"]), (92400, ["conv", "triton"])],
+)
+def test_on_a_gpu_triton_is_measured_and_an_old_cudnn_compared(cudnn, expected, monkeypatch):
+    monkeypatch.setattr(operator, "triton_obstacle", lambda device: None)
+    monkeypatch.setattr(operator, "_cudnn", lambda: cudnn)
+    offered, seen = [], []
+    monkeypatch.setattr(
+        depthwise_backend, "choose", lambda call, sizes, found, *_: offered.append(found())
+    )
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append("aten" if "aten" in args else str(func))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Spy():
+        x = torch.empty(1, 4, 8, 8, device="cuda")
+        depthwise(x, [torch.empty(4, 1, 3, 3, device="cuda")])
+    assert offered == [expected]
+    safe = "aten" if expected[0] == "aten" else "aten.convolution.default"
+    assert safe in seen
+    assert not any("triton" in name for name in seen)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
+def test_kernels_without_cudnn_follow_the_definition(dtype, tolerance, layout):
+    case = {"kernels": [(5, 1), (3, 2)], "channels": 3, "height": 6, "width": 4, "bias": True}
+    compare("aten", case, dtype, layout, tolerance)
+    assert torch.backends.cudnn.enabled
+
+
 @settings(deadline=None, max_examples=15)
 @given(
     kernels=st.lists(
@@ -195,7 +234,7 @@ def test_triton_agrees_with_float64_on_a_gpu_and_repeats_itself(kernel, side, dt
     width=st.integers(1, 9),
     batch=st.integers(1, 3),
     bias=st.booleans(),
-    backend=st.sampled_from(["conv", "auto"]),
+    backend=st.sampled_from(["conv", "auto", "aten"]),
     layout=st.sampled_from(LAYOUTS),
 )
 def test_forms_for_a_cpu_follow_the_definition(backend, layout, **case):
