@@ -14,9 +14,9 @@ from shared import truncate
 from timm.data import create_transform, resolve_model_data_config
 
 from lightning_overlock.data import ImageFolderDataModule
-from lightning_overlock.data.image_folder import keep_one_bit
 from lightning_overlock.data.images import find_images
 from lightning_overlock.data.loading import Key, seeded
+from lightning_overlock.data.timm_transforms import keep_one_bit
 from lightning_overlock.errors import InputError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
