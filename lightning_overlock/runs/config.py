@@ -13,6 +13,7 @@ from lightning_overlock.yaml_files import parse_yaml
 # Options of the data that say where they are and how they are read: the number of images is
 # compared when the training starts (`runs.resume`).
 MOVABLE = {
+    "download",
     "folder",
     "max_image_pixels",
     "max_left_out",

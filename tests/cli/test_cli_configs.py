@@ -17,7 +17,13 @@ from lightning_overlock.errors import InputError
 VARIANTS = sorted(name for name in shipped() if re.match(r"(overlock|convneur)_", name))
 # Those of detection and segmentation are run by the tests of their tasks.
 DENSE = sorted(n for n in shipped() if re.match(r"(coco|detection|ade20k|segmentation)_?", n))
-BASES = sorted(set(shipped()) - set(VARIANTS) - set(DENSE))
+# Those of torchvision's data sets are run by tests/data/test_torchvision_images.py.
+SETS = sorted(
+    name
+    for name, file in shipped().items()
+    if name.startswith("pixels_32_") or "TorchvisionDataModule" in file.read_text()
+)
+BASES = sorted(set(shipped()) - set(VARIANTS) - set(DENSE) - set(SETS))
 
 
 @pytest.fixture
