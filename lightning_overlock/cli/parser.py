@@ -140,7 +140,7 @@ def try_whole_numbers_first(options: ArgumentParser) -> None:
         if typing.get_origin(hint) is typing.Union and {int, float} <= set(parts):
             ordered = sorted(parts, key=lambda part: part is float)
             # `|` keeps the order that it is given.
-            action._typehint = functools.reduce(operator.or_, ordered)
+            action._typehint = functools.reduce(operator.or_, ordered)  # type: ignore[attr-defined]
 
 
 def _check_values(found: Namespace, chosen: dict[str, set[type]]) -> None:

@@ -63,7 +63,9 @@ def compare_settings(sweep: Sweep, stored: dict[str, Any], name: str) -> None:
     if sweep.search is not None and stored["search"] is not None:
         pairs["seeds"] = (stored["seeds"][:1], content["seeds"][:1])
         # More trials continue a search.
-        pairs["search"] = (stored["search"] | {"trials": 0}, content["search"] | {"trials": 0})
+        # Older studies know no cost.
+        before = {"cost": None} | stored["search"] | {"trials": 0}
+        pairs["search"] = (before, content["search"] | {"trials": 0})
     for key, pair in pairs.items():
         if different := difference(*pair, key):
             where, old, new = different

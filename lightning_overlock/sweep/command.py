@@ -3,8 +3,9 @@
 import argparse
 import os
 import signal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
@@ -20,6 +21,8 @@ from lightning_overlock.sweep.study import Study
 from lightning_overlock.sweep.trials import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning_overlock.sweep.validate import Build
 
 
@@ -157,6 +160,7 @@ def _train(
         ),
         wait_for_others=args.action == "run",
         warm=not args.fresh and is_possible(),
+        cost=_cost(study.sweep, build),
     )
     try:
         runner.run()
@@ -171,6 +175,15 @@ def _train(
     # Others may still be training.
     failed = [t for t in study.states().values() if t and t.state == optuna.trial.TrialState.FAIL]
     return 1 if failed else 0
+
+
+def _cost(sweep: Sweep, build: "Build") -> "Callable[[dict[str, Any]], dict[str, float]] | None":
+    """Return what counts a network's parameters and multiply-adds; None where none are weighed."""
+    if sweep.search is None or sweep.search.cost in {None, "seconds"}:
+        return None
+    from lightning_overlock.sweep.cost import size_of
+
+    return partial(size_of, sweep, build)
 
 
 def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.utils import reparameterize_model
+from torch import Tensor, nn
 
 from lightning_overlock.bench.measure import (
     Step,
@@ -63,25 +64,59 @@ def measure(
     return found
 
 
-def _measure_row(
-    sweep: Sweep, build: "Build", name: str, device: str
-) -> tuple[dict[str, Any], Step] | None:
-    """Return what a row's network costs and the step to be timed; None for other tasks."""
-    task, data = build(sweep.arguments(sweep.rows[name].options, sweep.seeds[0], name), device)
+def size_of(sweep: Sweep, build: "Build", options: dict[str, Any]) -> dict[str, float]:
+    """Return parameters in millions and multiply-adds of one image in billions.
+
+    In inference form, as `measure` has them; nothing is timed.
+
+    Args:
+        sweep: The sweep.
+        build: Makes task and data of a `fit` command line.
+        options: Options of a trial.
+
+    Returns:
+        `params` and `gmacs`; {} for tasks other than classification.
+    """
+    found = _deployed(sweep, build, options, "cpu")
+    return {} if found is None else _size(*found)
+
+
+def _size(network: nn.Module, image: Tensor) -> dict[str, float]:
+    return {
+        "params": parameter_count(network) / 1e6,
+        "gmacs": multiply_adds(network, tuple(image.shape)) / 1e9,
+    }
+
+
+def _deployed(
+    sweep: Sweep, build: "Build", options: dict[str, Any], device: str
+) -> tuple[Any, Tensor] | None:
+    """Return a trial's network in inference form and a validation image; None for other tasks."""
+    task, data = build(sweep.arguments(options, sweep.seeds[0], "row"), device)
     if not isinstance(task, ClassificationTask):
         return None
     image, _ = data.source("val")[Key(0, 0)]  # type: ignore[attr-defined]
     network: Any = reparameterize_model(task.model.eval(), inplace=True)
     if getattr(network, "overview_head", None) is not None:
         network.overview_head = None
+    return network, image
+
+
+def _measure_row(
+    sweep: Sweep, build: "Build", name: str, device: str
+) -> tuple[dict[str, Any], Step] | None:
+    """Return what a row's network costs and the step to be timed; None for other tasks."""
+    found = _deployed(sweep, build, sweep.rows[name].options, device)
+    if found is None:
+        return None
+    network, image = found
     images = image.expand(BATCH_SIZE, *image.shape).to(device)
     network = network.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
     size = "x".join(map(str, image.shape[1:]))
     where = torch.cuda.get_device_name() if device == "cuda" else _threads()
     cost = {
-        "params": parameter_count(network) / 1e6,
-        "gmacs": multiply_adds(network, tuple(image.shape)) / 1e9,
+        **_size(network, image),
         "measured": f"inference form, {size} px, batches of {BATCH_SIZE}, float32, {where}",
     }
     return cost, inference_step(network, images)

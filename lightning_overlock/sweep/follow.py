@@ -121,7 +121,10 @@ class Follower:
         self.active.advance(epoch + 1, value)
         if value is None:
             return
-        self.claim.trial.report(value, epoch)
+        # With two objectives Optuna takes nothing in between, and prunes nothing.
+        prunes = self.sweep.search is None or self.sweep.search.cost is None
+        if prunes:
+            self.claim.trial.report(value, epoch)
         if not self.view.interactive:
             of = f"{epoch + 1}/{self.active.epochs or '?'}"
             left = clock(self.active.seconds_left())
@@ -129,7 +132,7 @@ class Follower:
                 f"{self.folder.name}  epoch {of}  {self.sweep.metric} {value:.4g}"
                 + (f"  {left} left" if left else "")
             )
-        if process is not None and self.claim.trial.should_prune():
+        if process is not None and prunes and self.claim.trial.should_prune():
             raise optuna.TrialPruned
 
     def result(self, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from lightning_overlock.errors import did_you_mean
 
@@ -141,12 +148,33 @@ class Search(Part):
         sampler: Optuna's sampler.
         pruner: Optuna's pruner.
         trials: How many are run.
+        cost: What is kept low beside the metric: parameters, multiply-adds or seconds of training.
     """
 
     space: Annotated[Options, AfterValidator(_check_space)]
-    sampler: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
+    sampler: Literal["tpe", "random", "qmc", "gp", "cmaes", "nsga2"] = "tpe"
     pruner: Literal["median", "halving", "hyperband", "none"] = "none"
     trials: Annotated[int, Field(ge=1)] = 20
+    cost: Literal["params", "gmacs", "seconds"] | None = None
+
+    @model_validator(mode="after")
+    def _check_two_objectives(self) -> "Search":
+        if self.sampler == "nsga2" and self.cost is None:
+            raise ValueError(
+                ".sampler: nsga2 weighs the metric against a cost.\n"
+                "Expected `cost` as well: params, gmacs or seconds."
+            )
+        if self.cost is not None and self.sampler == "cmaes":
+            raise ValueError(
+                ".sampler: cmaes has no second objective.\n"
+                "Expected nsga2, tpe, gp, random or qmc beside `cost`."
+            )
+        if self.cost is not None and self.pruner != "none":
+            raise ValueError(
+                f".pruner: found {self.pruner}, but Optuna prunes by one objective.\n"
+                "Expected none beside `cost`."
+            )
+        return self
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

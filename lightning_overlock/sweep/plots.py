@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_overlock.runs.metrics_file import read_curve
-from lightning_overlock.sweep.results import Line, Results
+from lightning_overlock.sweep.results import COSTS, Line, Results
 from lightning_overlock.sweep.search_plots import search_figures
-from lightning_overlock.sweep.trials import metric_of
+from lightning_overlock.sweep.trials import metric_of, pareto_front
 
 DPI = 150
 # Inches: of a figure on a screen, and of a column of a paper.
@@ -202,7 +202,8 @@ def _lines(text: str, width: float) -> str:
 def cost_figure(results: Results, width: float = WIDE) -> Figure:
     """Return the metric against the cost, with the Pareto front: nothing is cheaper and better.
 
-    The cost of rows is their multiply-adds, that of a search its trials' seconds of training.
+    The cost of rows is their multiply-adds, that of a search what it weighs, or its trials'
+    seconds of training.
 
     Args:
         results: The results of a sweep with rows whose costs are measured, or of a search.
@@ -211,15 +212,9 @@ def cost_figure(results: Results, width: float = WIDE) -> Figure:
     figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
     axes = figure.add_subplot()
     points = _costs(results, width)
-    sign = 1 if results.sweep.direction == "maximize" else -1
-    front = [
-        (cost, metric)
-        for cost, metric, _ in sorted(points)
-        if not any(
-            c <= cost and sign * m >= sign * metric and (c, m) != (cost, metric)
-            for c, m, _ in points
-        )
-    ]
+    pairs = [(cost, metric) for cost, metric, _ in points]
+    maximize = results.sweep.direction == "maximize"
+    front = [pairs[place] for place in pareto_front(pairs, maximize)]
     middle = sum(cost for cost, _, _ in points) / len(points)
     for cost, metric, label in points:
         best = (cost, metric) in front
@@ -235,7 +230,7 @@ def cost_figure(results: Results, width: float = WIDE) -> Figure:
             )
     label = "Pareto front"
     axes.plot(*zip(*front, strict=True), "o--", color="black", linewidth=1, label=label)
-    axes.set_xlabel("multiply-adds (G)" if results.lines else "training (s)")
+    axes.set_xlabel(COSTS["gmacs" if results.lines else results.weighed])
     axes.set_ylabel(f"{results.printed}, {results.sweep.select} epoch")
     axes.legend(frameon=False, fontsize="small")
     axes.margins(x=0.3, y=0.15)
@@ -252,7 +247,7 @@ def _costs(results: Results, width: float) -> list[tuple[float, float, str]]:
             if line.spread is not None and line.cost.get("gmacs")
         ]
     return [
-        (trial.user_attrs["seconds"], value * results.scale, f"trial {trial.number}")
+        (trial.user_attrs[results.weighed], value * results.scale, f"trial {trial.number}")
         for trial in results.frozen
-        if (value := metric_of(trial)) is not None and "seconds" in trial.user_attrs
+        if (value := metric_of(trial)) is not None and results.weighed in trial.user_attrs
     ]

@@ -101,7 +101,7 @@ class Process:
         forked: WarmProcess | None = None
         if warm and fits(environment):
             with contextlib.suppress(OSError, EOFError):  # the warm process was killed just now
-                forked = WarmProcess(command, log)
+                forked = WarmProcess(command, environment, log)
         self._process = forked or FreshProcess(command, environment, log)
 
     def wait(self, seconds: float | None) -> int | None:

@@ -18,7 +18,7 @@ from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.yaml_files import parse_yaml
 
 # What --set may say of a search.
-SEARCH_KEYS = ("trials", "sampler", "pruner")
+SEARCH_KEYS = ("trials", "sampler", "pruner", "cost")
 
 
 def shipped() -> dict[str, Path]:
@@ -48,7 +48,7 @@ def read(
         path_or_name: A file, or the bare name of a shipped sweep.
         profile: One of the file's; its own default if None.
         overrides: `KEY=VALUE`, where KEY is an option of all rows or one of the file's settings
-            (`seeds`, `metric`, `rows`, ...; `trials`, `sampler`, `pruner` of a search).
+            (`seeds`, `metric`, `rows`, ...; `trials`, `sampler`, `pruner`, `cost` of a search).
 
     Raises:
         InputError: Something is wrong in the file or the overrides; it names file and key.

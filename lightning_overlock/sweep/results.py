@@ -30,6 +30,13 @@ from lightning_overlock.sweep.trials import by_folder, counting, metric_of, tuni
 
 # Points of a metric that is a share: what a table prints with one digit more than it means.
 MARGIN = 0.2
+# What a row or a trial costs, as tables call it.
+COSTS = {
+    "params": "parameters (M)",
+    "gmacs": "multiply-adds (G)",
+    "images_per_second": "images/s",
+    "seconds": "training (s)",
+}
 # The metrics that the tasks log, as papers print them.
 PRINTED = {
     "top1": "top-1 accuracy",
@@ -154,6 +161,12 @@ class Results:
         found = [(value, t) for t in self.frozen if (value := metric_of(t)) is not None]
         find = max if self.sweep.direction == "maximize" else min
         return find(found, key=lambda pair: pair[0])[1] if found else None
+
+    @property
+    def weighed(self) -> str:
+        """What a search's metric is held against: the cost that it names, or the seconds."""
+        search = self.sweep.search
+        return search.cost if search is not None and search.cost is not None else "seconds"
 
     @property
     def margin(self) -> float | None:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -52,6 +52,8 @@ class Runner:
         wait_for_others: Wait for trials of other runners, to take over what they leave.
         warm: Fork the trials from one process that has imported everything, instead of starting an
             interpreter for each. Their environment is this process's own while it runs.
+        cost: Returns parameters and multiply-adds of a network by its options, for a search that
+            weighs them.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Runner:
         request: Request | None = None,
         wait_for_others: bool = True,
         warm: bool = False,
+        cost: Callable[[dict[str, Any]], dict[str, float]] | None = None,
     ) -> None:
         self.sweep = sweep
         self.storage = storage
@@ -75,6 +78,7 @@ class Runner:
         self.request = request or Request()
         self.wait_for_others = wait_for_others
         self.warm = warm
+        self.cost = cost
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         share = max(1, (cores or 1) // workers)
         self.threads = min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
@@ -175,7 +179,12 @@ class Runner:
         follow = Follower(study, claim, self.folder / name, self.sweep, active, self._view)
         try:
             found = self._train(index, follow)
-            study.finish(claim, TrialState.COMPLETE, found, found["value"])
+            values = [found["value"]]
+            if self.sweep.search is not None and self.sweep.search.cost is not None:
+                if self.cost is not None:
+                    found |= self.cost(claim.job.options)
+                values.append(found[self.sweep.search.cost])
+            study.finish(claim, TrialState.COMPLETE, found, values)
         except optuna.TrialPruned:
             seconds = seconds_trained(follow.folder)
             with contextlib.suppress(TrialEnded):

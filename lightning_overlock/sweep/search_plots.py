@@ -1,7 +1,7 @@
 """Figures of a search, by Optuna's own visualization."""
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
 from lightning_overlock.sweep.results import Results
+from lightning_overlock.sweep.trials import metric_of
 
 # More pairs than these are not told apart in one figure: the most important options are shown.
 CONTOUR_OPTIONS = 4
@@ -32,16 +33,20 @@ def search_figures(results: Results, width: float) -> dict[str, Figure]:
     if not done:
         return {}
     options = list(results.sweep.search.space) if results.sweep.search else []
-    study = optuna.create_study(direction=results.sweep.direction)
+    weighed = results.sweep.search is not None and results.sweep.search.cost is not None
+    two: list[Literal["minimize"]] = ["minimize"] if weighed else []
+    study = optuna.create_study(directions=[results.sweep.direction, *two])
     study.add_trials(results.frozen)
+    # Of two objectives the figures show the metric; the cost has a figure of its own.
+    target: dict[str, Any] = {"target": metric_of} if weighed else {}
     kinds: dict[str, Any] = {"history": optuna_plots.plot_optimization_history}
     shown: dict[str, Any] = {}
-    if len(done) > 1 and len({trial.value for trial in done}) > 1:
+    if len(done) > 1 and len({trial.values[0] for trial in done}) > 1:
         kinds["importance"] = optuna_plots.plot_param_importances
         kinds["slice"] = optuna_plots.plot_slice
         if len(options) > 1:
             kinds["contour"] = optuna_plots.plot_contour
-            shown["contour"] = {"params": _most_important(study, options)}
+            shown["contour"] = {"params": _most_important(study, options, target)}
     kinds["parallel"] = optuna_plots.plot_parallel_coordinate
     found = {}
     for name, plot in kinds.items():
@@ -50,7 +55,7 @@ def search_figures(results: Results, width: float) -> dict[str, Figure]:
         with rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             warnings.simplefilter("ignore", UserWarning)
-            drawn = plot(study, target_name=results.sweep.metric, **shown.get(name, {}))
+            drawn = plot(study, **target, target_name=results.sweep.metric, **shown.get(name, {}))
         axes = np.ravel(drawn)
         figure: Figure = axes[0].figure
         side = len(shown.get(name, {}).get("params", []))
@@ -67,7 +72,7 @@ def search_figures(results: Results, width: float) -> dict[str, Figure]:
     return found
 
 
-def _most_important(study: optuna.Study, options: list[str]) -> list[str]:
+def _most_important(study: optuna.Study, options: list[str], target: dict[str, Any]) -> list[str]:
     if len(options) <= CONTOUR_OPTIONS:
         return options
-    return list(optuna.importance.get_param_importances(study))[:CONTOUR_OPTIONS]
+    return list(optuna.importance.get_param_importances(study, **target))[:CONTOUR_OPTIONS]

@@ -4,11 +4,9 @@ import math
 
 from optuna.trial import FrozenTrial
 
-from lightning_overlock.sweep.results import Results
-from lightning_overlock.sweep.trials import metric_of
+from lightning_overlock.sweep.results import COSTS, Results
+from lightning_overlock.sweep.trials import metric_of, pareto_front
 from lightning_overlock.tables import Table, format_figure
-
-TIME = "training (s)"
 
 
 def search_sheet(results: Results) -> Table:
@@ -23,6 +21,7 @@ def search_sheet(results: Results) -> Table:
 
     trials = sorted(results.frozen, key=value, reverse=sweep.direction == "maximize")
     options = list(sweep.search.space)
+    counted = [COSTS[results.weighed]] if results.weighed != "seconds" else []
     cells, records = [], []
     for trial in trials:
         found, seconds = metric_of(trial), trial.user_attrs.get("seconds")
@@ -33,12 +32,14 @@ def search_sheet(results: Results) -> Table:
                 f"trial {trial.number}",
                 *(f"{s:.3g}" if isinstance(s, float) else str(s) for s in settings),
                 state if found is None else results.text(found),
+                *(format_figure(trial.user_attrs.get(results.weighed)) for _ in counted),
                 format_figure(seconds),
             ]
         )
         records.append(
             {"trial": trial.number, "state": state, **dict(zip(options, settings, strict=True))}
             | {"metric": sweep.metric, "value": found, "seconds": seconds}
+            | ({results.weighed: trial.user_attrs.get(results.weighed)} if counted else {})
         )
     notes = [
         f"{results.metric}: the {sweep.select} epoch of each run. {len(trials)} of "
@@ -48,14 +49,24 @@ def search_sheet(results: Results) -> Table:
     if trials and metric_of(trials[0]) is not None:
         best = [f"--{option} {trials[0].params[option]}" for option in options]
         notes.insert(0, f"Best: {' '.join(best)}")
+    if sweep.search.cost is not None:
+        done = [t for t in trials if metric_of(t) is not None]
+        points = [(t.user_attrs[sweep.search.cost], value(t)) for t in done]
+        front = pareto_front(points, sweep.direction == "maximize")
+        names = ", ".join(str(done[place].number) for place in front)
+        notes.insert(
+            1 if done else 0,
+            f"On the Pareto front of {results.metric} and {COSTS[results.weighed]}, cheapest "
+            f"first: trial {names or 'none yet'}.",
+        )
     return Table(
-        ["", *options, results.metric, TIME],
+        ["", *options, results.metric, *counted, COSTS["seconds"]],
         cells,
         title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
         notes=notes + results.facts,
         records=records,
         # A narrow terminal keeps the trial and its metric, and what options it has room for.
-        droppable=[TIME, *reversed(options)],
+        droppable=[COSTS["seconds"], *counted, *reversed(options)],
         label=results.name,
         printed={results.metric: results.printed},
     )

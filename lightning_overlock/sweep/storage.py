@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
@@ -111,11 +111,17 @@ def open_study(storage: RDBStorage, name: str, sweep: Sweep | None) -> optuna.St
                 f"Start it with `lightning sweep run`. There are: {', '.join(known) or 'none'}."
             )
         else:
-            study = optuna.create_study(study_name=name, storage=storage, direction=sweep.direction)
+            cost = sweep.search.cost if sweep.search is not None else None
+            two: list[Literal["minimize"]] = ["minimize"] if cost else []
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                directions=[sweep.direction, *two],
+            )
             study.set_user_attr("format", FORMAT)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names([sweep.metric])
+                study.set_metric_names([sweep.metric, *([cost] if cost else [])])
     if study.user_attrs.get("format") != FORMAT:
         raise InputError(
             f"{name}: this study was made by another version of the package.\n"

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import optuna
+from optuna import samplers
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,11 +34,13 @@ from lightning_overlock.sweep.storage import (
 from lightning_overlock.sweep.trials import Request, by_folder, choose, counting
 
 SAMPLERS: dict[str, Any] = {
-    "tpe": TPESampler,
-    "random": RandomSampler,
-    "qmc": QMCSampler,
-    "gp": GPSampler,
-    "cmaes": CmaEsSampler,
+    "tpe": samplers.TPESampler,
+    "random": samplers.RandomSampler,
+    "qmc": samplers.QMCSampler,
+    "gp": samplers.GPSampler,
+    "cmaes": samplers.CmaEsSampler,
+    # Trials come one by one, so small generations learn earlier.
+    "nsga2": partial(samplers.NSGAIISampler, population_size=10),
 }
 PRUNERS: dict[str, Any] = {
     "median": MedianPruner,
@@ -259,7 +262,7 @@ class Study:
         claim: Claim,
         state: TrialState,
         attributes: dict[str, Any],
-        value: float | None = None,
+        values: float | list[float] | None = None,
     ) -> None:
         """End a trial.
 
@@ -267,7 +270,7 @@ class Study:
             claim: The trial.
             state: How it ended.
             attributes: What is to be remembered of it.
-            value: Its result, of a complete one.
+            values: Its result, of a complete one: the metric, and the cost where that counts too.
 
         Raises:
             TrialEnded: Another runner has taken the trial.
@@ -276,7 +279,7 @@ class Study:
             self._check_held(claim)
             for key, found in attributes.items():
                 claim.trial.set_user_attr(key, found)
-            self.optuna.tell(claim.trial, value, state)
+            self.optuna.tell(claim.trial, values, state)
 
     def _check_held(self, claim: Claim) -> None:
         trial = self.trials()[claim.trial.number]

@@ -3,16 +3,11 @@
 from typing import Any
 
 from lightning_overlock.sweep.factors import effects
-from lightning_overlock.sweep.results import Line, Results
-from lightning_overlock.sweep.search_table import TIME, search_sheet
+from lightning_overlock.sweep.results import COSTS, Line, Results
+from lightning_overlock.sweep.search_table import search_sheet
 from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS_OF_STAR, Comparison, holm
 from lightning_overlock.tables import Table, format_figure
 
-COSTS = {
-    "params": "parameters (M)",
-    "gmacs": "multiply-adds (G)",
-    "images_per_second": "images/s",
-}
 # What a narrow terminal does without, first to last; the files have all.
 DROPPABLE = [
     "sign agrees",
@@ -20,7 +15,7 @@ DROPPABLE = [
     "paper: multiply-adds (G)",
     "paper: parameters (M)",
     COSTS["images_per_second"],
-    TIME,
+    COSTS["seconds"],
     "95 % interval",
     COSTS["gmacs"],
     COSTS["params"],
@@ -39,10 +34,10 @@ def _row_sheet(results: Results) -> Table:
     sweep, lines = results.sweep, list(results.lines.values())
     columns: dict[str, list[str]] = {"": [sweep.label(line.name) for line in lines]}
     for column in sweep.columns:
-        if column in COSTS:
+        if column in COSTS and column != "seconds":
             columns[COSTS[column]] = [format_figure(line.cost.get(column)) for line in lines]
         elif column == "seconds":
-            columns[TIME] = [format_figure(line.seconds) for line in lines]
+            columns[COSTS["seconds"]] = [format_figure(line.seconds) for line in lines]
         elif column == "metric":
             for option in sweep.tune.options if sweep.tune else []:
                 columns[f"tuned: {option}"] = [_chosen(line, option) for line in lines]

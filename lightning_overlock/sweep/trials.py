@@ -69,7 +69,30 @@ def counting(trials: Sequence[FrozenTrial]) -> FrozenTrial:
 
 def metric_of(trial: FrozenTrial) -> float | None:
     """Return the metric of a complete trial; None where there is none."""
-    return trial.value if trial.state == TrialState.COMPLETE else None
+    return trial.values[0] if trial.state == TrialState.COMPLETE else None
+
+
+def pareto_front(points: Sequence[tuple[float, float]], maximize: bool) -> list[int]:
+    """Return the places of the points that no other point is as cheap as and as good as.
+
+    Args:
+        points: Cost and metric of each.
+        maximize: Whether a larger metric is the better one.
+
+    Returns:
+        The places, cheapest first. Of equal points all or none are among them.
+    """
+    sign = 1 if maximize else -1
+    return [
+        place
+        for place in sorted(range(len(points)), key=lambda place: points[place])
+        if not any(
+            other != points[place]
+            and other[0] <= points[place][0]
+            and sign * other[1] >= sign * points[place][1]
+            for other in points
+        )
+    ]
 
 
 def tuning_scores(

@@ -44,9 +44,20 @@ def validate(sweep: Sweep, build: "Build") -> None:
                 f"{sweep.path}, metric: {type(task).__name__} logs no '{sweep.metric}'."
                 f"{did_you_mean(sweep.metric, known)}\nExpected one of {', '.join(known)}."
             )
+        _refuse_cost(sweep, task)
         if sweep.search is None and key.startswith("rows."):
             seen.append((key, _built(sweep, options, task, data)))
             _refuse_twins(sweep, seen)
+
+
+def _refuse_cost(sweep: Sweep, task: "LightningModule") -> None:
+    cost = sweep.search.cost if sweep.search is not None else None
+    # By name: whoever reads a sweep file needs no task.
+    if cost in {"params", "gmacs"} and "val/top1" not in _logged(task):
+        raise InputError(
+            f"{sweep.path}, search.cost: {cost} is counted of classifiers alone, found a "
+            f"{type(task).__name__}.\nExpected seconds."
+        )
 
 
 def _built(sweep: Sweep, options: dict[str, Any], task: Any, data: Any) -> Any:

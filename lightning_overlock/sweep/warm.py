@@ -25,8 +25,10 @@ PRELOAD = ["lightning_overlock.sweep.warm_imports"]
 _fork_server = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
 # Processes of multiprocessing may be looked at by one thread at a time.
 _lock = threading.Lock()
-# What the warm process was started with.
+# What the warm process was started with; it outlives the sweep that started it.
 _environment: dict[str, str] = {}
+# Read when a run begins, not by what is imported: each sweep's trials get their own.
+RUNS = "OVERLOCK_RUNS"
 
 
 def is_possible() -> bool:
@@ -48,8 +50,8 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
     assert _fork_server is not None
     _fork_server.set_forkserver_preload(PRELOAD)
     before = dict(os.environ)
-    _environment.clear()
-    _environment.update(environment)
+    if not _environment:
+        _environment.update(environment)
     _set_environment(environment)
     ready = threading.Event()
 
@@ -73,7 +75,7 @@ def warmed_up(environment: dict[str, str]) -> Iterator[threading.Event]:
 
 def fits(environment: dict[str, str]) -> bool:
     """Tell whether a trial may be forked: libraries have read the environment when imported."""
-    return environment == _environment
+    return environment | {RUNS: ""} == _environment | {RUNS: ""}
 
 
 class WarmProcess:
@@ -81,6 +83,7 @@ class WarmProcess:
 
     Args:
         command: The words of the command, which begin with `python -m MODULE`.
+        environment: The trial's, which `fits`.
         log: The file that its output is appended to.
 
     Raises:
@@ -88,9 +91,9 @@ class WarmProcess:
         EOFError: Likewise.
     """
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         assert _fork_server is not None
-        words = (command, str(Path.cwd()), str(log))
+        words = (command, str(Path.cwd()), str(log), environment[RUNS])
         self._process = _fork_server.Process(target=_watched, args=words)
         with _lock:
             self._process.start()
@@ -110,9 +113,10 @@ def _set_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _watched(command: list[str], folder: str, log: str) -> None:
+def _watched(command: list[str], folder: str, log: str, runs: str) -> None:
     """Run a trial in a process of its own, and end with its exit code."""
     os.setsid()
+    os.environ[RUNS] = runs
     for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND)):
         found = os.open(path, mode | os.O_CREAT)
         os.dup2(found, number)

@@ -247,6 +247,10 @@ def test_a_mistake_in_a_file_is_told_with_file_and_key(write, old, new, expected
         ("sampler: random", "sampler: rand", "search.sampler: found 'rand'. .*'random'"),
         ("pruner: halving", "pruner: halve", "search.pruner: found 'halve'"),
         ("trials: 7", "trials: 0", "search.trials: found 0"),
+        ("sampler: random", "sampler: nsga2", "search.sampler: nsga2 weighs"),
+        ("pruner: halving", "cost: gmacs\n  pruner: halving", "search.pruner: found halving, but"),
+        ("sampler: random", "sampler: cmaes\n  cost: params", "search.sampler: cmaes has no"),
+        ("sampler: random", "sampler: tpe\n  cost: time", "search.cost: found 'time'"),
         ("search:", "rows: {a: {}}\nsearch:", "expected either `rows` or `search`"),
     ],
 )

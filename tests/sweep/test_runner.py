@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -17,11 +18,14 @@ from lightning_overlock.sweep import process as process_module
 from lightning_overlock.sweep import runner as runner_module
 from lightning_overlock.sweep import study as study_module
 from lightning_overlock.sweep.parts import Row, Search, Tune
+from lightning_overlock.sweep.results import results
 from lightning_overlock.sweep.runner import Runner
+from lightning_overlock.sweep.search_table import search_sheet
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.storage import open_storage
 from lightning_overlock.sweep.study import Study
-from lightning_overlock.sweep.trials import Request
+from lightning_overlock.sweep.trials import Request, pareto_front
+from lightning_overlock.sweep.write import write
 
 FAKE = Path(__file__).with_name("fake_fit.py")
 EPOCHS = 3
@@ -313,6 +317,41 @@ def test_a_search_runs_as_many_trials_as_asked_for(sampler):
         assert trial.params.keys() == {"model.x"}
         assert trial.value == best(trial.params["model.x"], 1)[0]
         assert trial.user_attrs["folder"] == f"trial-{trial.number}"
+
+
+def test_a_search_weighs_the_metric_against_a_cost():
+    search = Search(space={"model.x": {"float": [0, 1]}}, sampler="nsga2", trials=24, cost="gmacs")
+    sweep = sweep_of(search=search)
+    storage = open_storage("sqlite:///two.db")
+    study = Study(sweep, storage, "two", create=True)
+    study.reconcile()
+    Path("runs/two").mkdir(parents=True)
+    Runner(
+        sweep,
+        storage,
+        "two",
+        Path("runs/two"),
+        workers=2,
+        cost=lambda options: {"params": 2.0, "gmacs": options["model.x"]},
+    ).run()
+    assert [d.name for d in study.optuna.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.optuna.metric_names == ["val/top1", "gmacs"]
+    for trial in study.trials():
+        assert trial.values == [trial.user_attrs["value"], trial.params["model.x"]]
+        assert trial.user_attrs["params"] == 2.0
+    # The second generation comes from the first one: its cheapest survive, and so it is cheaper.
+    costs = [trial.params["model.x"] for trial in study.trials()]
+    assert len(costs) == 24
+    found = results(study.optuna, sweep, Path("runs/two"))
+    front = {trial.number for trial in study.optuna.best_trials}
+    points = [(t.values[1], t.values[0]) for t in found.frozen]
+    assert {found.frozen[place].number for place in pareto_front(points, True)} == front
+    note = next(note for note in search_sheet(found).notes if "Pareto" in note)
+    named = {int(word) for word in note.rstrip(".").rpartition("trial ")[2].split(", ")}
+    assert named == front
+    write(found, Path("runs/two"))
+    table = pandas.read_csv("runs/two/table.csv")
+    assert sorted(table["gmacs"]) == pytest.approx(sorted(costs))
 
 
 def test_a_search_that_goes_on_does_not_draw_the_same_numbers_again():

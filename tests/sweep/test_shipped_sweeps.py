@@ -52,7 +52,9 @@ def settings(name):
         for name in sorted(shipped())
     ],
 )
-def test_a_shipped_sweep_is_planned_run_tabled_and_reported(name, capsys):
+def test_a_shipped_sweep_is_planned_run_tabled_and_reported(name, capsys, monkeypatch):
+    # The one variable that differs from test to test: without it one warm process serves all.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
     sweep = read(name)
     words, study = settings(name), f"{name}-{sweep.profile}"
     if sweep.search is None:

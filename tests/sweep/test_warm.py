@@ -57,6 +57,19 @@ with warm.warmed_up(environment) as ready:
         print("started", flush=True)
     print(one.wait(None), flush=True)
 """
+# Three sweeps, one after the other, in one process.
+NEXT = """
+import sys
+from pathlib import Path
+from lightning_overlock.sweep import process, warm
+process.COMMAND = [sys.executable, "-m", "stand_in"]
+warm.PRELOAD = ["stand_in", "lightning_overlock.sweep.warm"]
+for folder, threads in (("first", 1), ("second", 1), ("third", 2)):
+    environment = process.environment(Path(folder).absolute(), threads, None)
+    with warm.warmed_up(environment) as ready:
+        ready.wait()
+        print(process.Process(["x"], environment, Path("log"), warm=True).wait(None))
+"""
 STAND_IN = """
 import os, signal, sys, time
 import atexit
@@ -119,6 +132,25 @@ def test_a_trial_with_another_environment_than_the_warm_process_gets_an_interpre
     lines = Path("log").read_text().splitlines()
     assert lines[0] == f"['x'] {tmp_path} 1"
     assert "new" in lines
+
+
+def test_the_next_sweep_of_a_process_has_its_own_runs_folder_and_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stand_in.py").write_text(STAND_IN.replace('"OWN"', '"OVERLOCK_RUNS"'))
+    found = subprocess.run(
+        [sys.executable, "-c", NEXT],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        timeout=300,
+    )
+    assert found.stdout.split() == ["7"] * 3
+    lines = Path("log").read_text().splitlines()
+    runs = [line.rpartition(" ")[2] for line in lines if line.startswith("['x']")]
+    assert runs == [str(tmp_path / name) for name in ("first", "second", "third")]
+    # The third sweep's libraries are to be imported with other threads.
+    assert [line for line in lines if line in {"forked", "new"}] == ["forked", "forked", "new"]
 
 
 def test_a_forked_trial_dies_with_its_runner(tmp_path, monkeypatch):
