@@ -166,6 +166,7 @@ def report(
                 "share %": 100 * took / whole,
                 "GB": sum(part.bytes for part in parts) / 1e9,
                 "multiply-adds G": sum(part.flops for part in parts) / 2e9,
+                "multiply-adds G/s": sum(part.flops for part in parts) / 2e9 / took,
                 "least ms": least * 1e3,
                 "of the ceiling %": 100 * least / took,
             }

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -274,8 +275,10 @@ def test_ceilings_count_both_directions_of_a_copy_and_both_operations_of_a_multi
     assert measure.matmul_rate("cpu", torch.bfloat16) == 2 * 512**3 / 0.5
 
 
-def test_profile_stands_beside_the_models(tmp_path, capsys):
+def test_profile_stands_beside_the_models(tmp_path, capsys, monkeypatch):
     path = tmp_path / "rows.json"
+    monkeypatch.setattr(models, "matmul_rate", lambda *_: 80e9)
+    monkeypatch.setattr(models, "time_interleaved", lambda steps, *_: dict.fromkeys(steps, 1e-3))
     options = ["--size", "32", "--batch-size", "2", "--seconds", "0.001", "--device", "cpu"]
     assert bench(["test_convnext", "--profile", *options, "--json", str(path)]) == 0
     (_, (model,)), *profiles = json.loads(path.read_text()).items()
@@ -284,7 +287,10 @@ def test_profile_stands_beside_the_models(tmp_path, capsys):
         "test_convnext, training",
     ]
     (title, (everything, *rows)), (_, (training, *_)) = profiles
-    assert "measured ceilings: copies at" in title
+    reached = everything["multiply-adds G"] / 1e-3
+    share = f"{reached:.4g} G multiply-adds/s, {100 * reached / 40:.3g} % of the device's"
+    assert title.split(": ")[1] == f"{share}; measured ceilings"
+    assert re.search(r"copies at \S+ GB/s, products at 40 G multiply-adds/s$", title)
     assert everything["multiply-adds G"] == pytest.approx(2 * model["multiply-adds G"])
     assert training["multiply-adds G"] == pytest.approx(3 * everything["multiply-adds G"], rel=0.1)
     assert sum(row["share %"] for row in rows) == pytest.approx(100)

@@ -99,4 +99,7 @@ def test_rows_of_a_report_add_up():
     assert everything["share %"] + outside["share %"] == pytest.approx(100)
     for row in (everything, *rows):
         assert row["of the ceiling %"] == pytest.approx(100 * row["least ms"] / row["ms"])
+        rate = row["multiply-adds G"] / (row["ms"] / 1e3)
+        assert row["multiply-adds G/s"] == pytest.approx(rate)
+    assert set(outside) == set(everything)
     assert everything["multiply-adds G"] == pytest.approx(10 * 3 * 16 * 8 * 8 / 1e9)
