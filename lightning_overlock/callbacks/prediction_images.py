@@ -1,15 +1,18 @@
-"""Predictions of a few validation images in TensorBoard."""
+"""Predictions of a few validation images in TensorBoard, W&B or MLflow."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_overlock.callbacks.trackers import log_image
 from lightning_overlock.errors import InputError
+
+HAVE_IMAGES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 
 
 class PredictionImages(Callback):
-    """Draws the predictions of the first validation images to TensorBoard while a run trains.
+    """Logs the predictions of the first validation images while a run trains.
 
     What is drawn is the task's matter: its `draw` takes images, as its batches have them, and
     returns one (3, H, W) uint8 each. For a task without `draw` nothing is drawn.
@@ -36,7 +39,7 @@ class PredictionImages(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw, after the first batch of a validation."""
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards = [logger for logger in trainer.loggers if isinstance(logger, HAVE_IMAGES)]
         draw: Any = getattr(pl_module, "draw", None)
         wanted = batch_idx == 0 and self.images > 0 and draw is not None
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -44,4 +47,4 @@ class PredictionImages(Callback):
             return
         for number, drawn in enumerate(draw(batch[0][: self.images])):
             for board in boards:
-                board.experiment.add_image(f"predictions/{number}", drawn, trainer.global_step)
+                log_image(board, f"predictions/{number}", drawn, trainer.global_step)

@@ -40,6 +40,8 @@ RUN = {
     "combine, later ones override.",
     "--name NAME": "Name of the run: its folder is runs/NAME.",
     "--ckpt_path FILE|FOLDER|last|best": "The checkpoint, or the folder of a run.",
+    "--logger NAME,…": "Where figures go: tensorboard, csv, wandb, mlflow, or none. "
+    "(default: tensorboard)",
     "--seed_everything N": "Seed of everything random. (default: 42)",
     "--print_config": "Print the whole configuration and stop.",
 }

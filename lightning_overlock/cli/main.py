@@ -120,6 +120,6 @@ def _run(arguments: list[str]) -> int:
 
 def _build(arguments: list[str], *device: str) -> Any:
     # A sweep's state is shown without Lightning, which the network of a row needs.
-    from lightning_overlock.cli.training import build
+    from lightning_overlock.cli.build import build
 
     return build(arguments, *device)

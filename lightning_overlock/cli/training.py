@@ -14,7 +14,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_overlock import configs
@@ -25,13 +24,20 @@ from lightning_overlock import tasks as tasks
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.prediction_images import PredictionImages
+from lightning_overlock.callbacks.trackers import (
+    TrackedRun,
+    Tracking,
+    close,
+    loggers_of,
+    tracker_names,
+)
 from lightning_overlock.cli.help import requested_help
 from lightning_overlock.cli.messages import FirstBatch, ParameterCount, held_messages, keep_quiet
 from lightning_overlock.cli.parser import Parser, parse
-from lightning_overlock.cli.request import Request, read_request, typed_options
+from lightning_overlock.cli.request import Request, typed_options
 from lightning_overlock.errors import ConfigError, InputError, Interrupted
 from lightning_overlock.files import require_writable
-from lightning_overlock.runs.config import refuse_inexact
+from lightning_overlock.runs.config import hash_of, refuse_inexact
 from lightning_overlock.runs.layout import LAST, run_folder, run_of
 from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.runs.recording import MetricsFile, RunConfig
@@ -140,6 +146,16 @@ class TrainingCLI(LightningCLI):
         """Add what the package adds to Lightning's options."""
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_argument("--name", type=str, help="Name of the run.")
+        parser.add_argument(
+            "--logger",
+            type=str | list[str],
+            default="tensorboard",
+            help="Where the training's figures go: tensorboard, csv, wandb, mlflow, several with "
+            "commas, or none.",
+        )
+        parser.add_argument(
+            "--group", type=str, default="", help="What the trackers group the run under."
+        )
         if self.request.command == "fit":
             parser.add_argument(
                 "--allow_changes",
@@ -156,13 +172,14 @@ class TrainingCLI(LightningCLI):
         """Parse what was typed, and hold it against the checkpoint."""
         request, command = self.request, self.request.command
         # Ahead of what was typed: jsonargparse takes all that follows --model.help for its own.
-        words = [f"--name={request.name}", *request.words]
+        words = [f"--name={request.name}", *_loggers_joined(request.words)]
         if request.ckpt_path is not None:
             words.insert(0, f"--ckpt_path={request.ckpt_path}")
         options = self._subcommand_parsers[command]
         self._refuse_unused()
         self.config = parse(parser, command, options, request.configs, words)
         self._refuse_untrained()
+        tracker_names(self.config[command].logger)
         if request.checkpoint is not None and "config" in request.checkpoint:
             own = parse(parser, command, options, request.configs[:1], [])
             before, now = self._plain(own), self._plain(self.config)
@@ -178,7 +195,7 @@ class TrainingCLI(LightningCLI):
             return
         unused = OF_TRAINING | set(LIMITS.values()) - {LIMITS[command]}
         for name, _ in typed_options(self.request.words):
-            if name in unused or name.startswith("ema."):
+            if name in unused or name.startswith("ema.") or name in {"logger", "group"}:
                 raise InputError(
                     f"--{name}: {command} makes no use of this option.\n"
                     f"Leave it out; `lightning {command} --help` lists what it uses."
@@ -280,9 +297,7 @@ class TrainingCLI(LightningCLI):
                 "sync_batchnorm is off: torch synchronises batch norms on GPUs only"
             )
         kwargs["default_root_dir"] = str(self.folder)
-        if given.logger in (None, True):
-            board = TensorBoardLogger(self.folder, name="", version="")
-            kwargs["logger"] = board if self.request.command == "fit" else False
+        kwargs |= self._logger(given)
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False  # EpochLines
         kwargs["enable_model_summary"] = False  # among the callbacks
@@ -294,6 +309,35 @@ class TrainingCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:  # its arguments are what was typed
             raise InputError(str(error)) from error
+
+    def _logger(self, trainer: Namespace) -> dict[str, Any]:
+        """Return the trainer's argument `logger`, unless its configuration has one."""
+        config = self.config[self.request.command]
+        names = tracker_names(config.logger)
+        if trainer.logger not in (None, True):
+            if names != ["tensorboard"]:
+                raise InputError(
+                    f"--logger {','.join(names) or 'none'}: --trainer.logger is given as well.\n"
+                    "Expected one of the two."
+                )
+            return {}
+        if self.request.command != "fit":
+            return {"logger": False}
+        return {"logger": loggers_of(names, self._tracked()) or False}
+
+    def _tracked(self) -> TrackedRun:
+        """Return what trackers are told of the run."""
+        stored = self._stored_config()
+        tags = {"seed": str(stored["seed_everything"]), "hash": hash_of(stored)}
+        return TrackedRun(
+            self.request.name, self.folder, stored["group"], tags, self._is_continued()
+        )
+
+    def _is_continued(self) -> bool:
+        """Tell whether training goes on with what is in the run folder."""
+        path = self.request.ckpt_path
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        return (path is not None and run_of(path) == self.request.name) or requeued
 
     def _callbacks(self, trainer: Namespace) -> list[Callback]:
         """Return the callbacks that every run has, whatever callbacks its configuration lists."""
@@ -310,6 +354,7 @@ class TrainingCLI(LightningCLI):
             found.append(PredictionImages())
             if self.request.command == "fit":
                 found.append(ExactResume(self.config.fit.allow_changes))
+                found.append(Tracking(self._tracked(), self._stored_config()))
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")
@@ -328,22 +373,24 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, holding the run folder."""
-        path = self.request.ckpt_path
-        continued = path is not None and run_of(path) == self.request.name
-        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit(model, **kwargs, weights_only=True)
             return
         say = self._print_rank_zero if self.first_batch is None else self.first_batch.say
-        with claim_run_folder(self.folder, continued or requeued, say):
+        with claim_run_folder(self.folder, self._is_continued(), say):
+            failed = True
             try:
                 self.trainer.fit(model, **kwargs, weights_only=True)
+                failed = False
             except Interrupted:
                 self._print_rank_zero(
                     f"Saved {self.folder / LAST}. Continue with\n"
                     f"  lightning fit --name {shlex.quote(self.request.name)} --ckpt_path last"
                 )
                 raise
+            finally:
+                for logger in self.trainer.loggers:
+                    close(logger, failed)
         self._print_rank_zero(format_metrics(self.trainer))
         for best in self.trainer.checkpoint_callbacks:
             if isinstance(best, BestAndLast) and best.best_model_path:
@@ -370,52 +417,13 @@ class TrainingCLI(LightningCLI):
         print(text)
 
 
-class _Builder(TrainingCLI):
-    """Parses as `fit` does and builds task and data, without trainer, seed and run folder."""
-
-    def _set_seed(self) -> None:
-        """Leave the random state alone."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Build none."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
-def build(
-    arguments: list[str], device: str = "meta"
-) -> tuple[LightningModule, LightningDataModule]:
-    """Build the task and the data of a `fit` command line; nothing is trained or written.
-
-    Args:
-        arguments: What a person would type after `lightning`: "fit" and its options.
-        device: Where the task's weights are made; "meta" makes none and takes no time.
-
-    Raises:
-        InputError: `lightning fit` would refuse it as well.
-    """
-    with torch.device(device):
-        cli = _Builder(read_request(arguments[0], arguments[1:]))
-    return cli.model, cli.datamodule
-
-
-class _Parsed(_Builder):
-    """Parses as `fit` does and builds nothing."""
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-
-def warm_up(arguments: list[str]) -> None:
-    """Read a `fit` command line and drop it: the next one finds the parser built.
-
-    No operation of torch is run.
-
-    Args:
-        arguments: What a person would type after `lightning`: "fit" and its options.
-    """
-    _Parsed(read_request(arguments[0], arguments[1:]))
+def _loggers_joined(words: list[str]) -> list[str]:
+    """Return the arguments with several --logger NAME as one; words are --name=value here."""
+    given = [word.partition("=")[2] for word in words if word.startswith("--logger=")]
+    if len(given) < 2:
+        return words
+    rest = [word for word in words if not word.startswith("--logger=")]
+    return [f"--logger={','.join(given)}", *rest]
 
 
 def _first(names: list[str]) -> str:

@@ -1,5 +1,7 @@
 """The configuration that made a run, kept beside it and inside its checkpoints."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ MOVABLE = {
     "skip_invalid",
 }
 MOVABLE_SPLITS = ("train_images", "train_json", "train_labels", "val_", "test_", "predict_")
+# Options that differ between runs of one configuration.
+PLACE = ("name", "seed_everything", "ckpt_path", "logger", "group")
 OWN_TASKS = "lightning_overlock.tasks."
 # Options of the trainer that change what a step does.
 STEP_OPTIONS = (
@@ -72,6 +76,28 @@ def total_epochs(folder: Path) -> int | None:
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return None
     return found if isinstance(found, int) and found > 0 else None
+
+
+def config_hash(folder: Path) -> str | None:
+    """Return a hash of a run's whole configuration, see `hash_of`.
+
+    Args:
+        folder: The run folder; None comes back where it has no configuration yet.
+    """
+    try:
+        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    return hash_of(content) if isinstance(content, dict) else None
+
+
+def hash_of(content: dict[str, Any]) -> str:
+    """Return a hash of a configuration, the same for all its seeds and places."""
+    kept = {key: value for key, value in content.items() if key not in PLACE}
+    if isinstance(trainer := kept.get("trainer"), dict):
+        kept["trainer"] = {k: v for k, v in trainer.items() if k not in {"default_root_dir"}}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def refuse_inexact(own: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:

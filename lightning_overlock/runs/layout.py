@@ -18,6 +18,8 @@ LAST = f"{CHECKPOINTS}/last.ckpt"
 PREVIOUS_BEST = f"{CHECKPOINTS}/previous_best.ckpt"
 LOCK = ".lock"
 METRICS_LOCK = ".metrics.lock"
+# Under which ids trackers such as MLflow know the run.
+TRACKER_IDS = "trackers.json"
 # Evaluation and prediction write:
 PREDICTIONS = "predictions.csv"
 DETECTIONS = "detections.json"

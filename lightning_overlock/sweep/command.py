@@ -259,6 +259,11 @@ def _finish(study: Study, build: "Build", folder: Path) -> None:
             study.optuna.set_user_attr("cost", known | cost.measure(study.sweep, build))
     finally:  # whatever happens to the costs, the results are shown
         _write(study, folder)
+    if (logger := study.sweep.options.get("logger")) is not None:
+        from lightning_overlock.sweep.results import results
+        from lightning_overlock.sweep.write import track
+
+        track(results(study.optuna, study.sweep, folder), folder, logger)
 
 
 def _devices(typed: str | None, workers: int | None) -> list[str]:

@@ -12,13 +12,12 @@ from optuna.exceptions import StorageInternalError
 
 from lightning_overlock.errors import InputError
 from lightning_overlock.runs.checkpoint import checkpoint_of
-from lightning_overlock.runs.config import total_epochs
+from lightning_overlock.runs.config import config_hash, total_epochs
 from lightning_overlock.runs.layout import BEST, CONFIG, LAST, METRICS
 from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.runs.metrics_file import ALL_OF_TRAINING, best_of, read_curve
 from lightning_overlock.sweep.live import Active, View, clock
 from lightning_overlock.sweep.process import Process
-from lightning_overlock.sweep.provenance import config_hash
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.study import HEARTBEAT, Claim, Study, TrialEnded
 

@@ -1,7 +1,5 @@
 """Where a trial's figures come from: code, versions, machine, configuration."""
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -11,13 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_overlock import __version__
-from lightning_overlock.runs.layout import CONFIG
-
-# The options that differ between runs of one configuration.
-PLACE = ("name", "seed_everything", "ckpt_path")
 
 
 @cache
@@ -42,25 +34,6 @@ def _git(folder: Path, *words: str) -> str | None:
     command = ["git", "-C", str(folder), *words]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def config_hash(folder: Path) -> str | None:
-    """Return a hash of a run's whole configuration, the same for all its seeds and places.
-
-    Args:
-        folder: The run folder; None comes back where it has no configuration yet.
-    """
-    try:
-        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    kept = {key: value for key, value in content.items() if key not in PLACE}
-    if isinstance(trainer := kept.get("trainer"), dict):
-        kept["trainer"] = {k: v for k, v in trainer.items() if k not in {"default_root_dir"}}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def machine(threads: int, devices: str | None) -> dict[str, Any]:

@@ -219,6 +219,8 @@ class Runner:
         """
         claim, folder = follow.claim, follow.folder
         arguments = self.sweep.arguments(claim.job.options, claim.job.seed, claim.job.folder)
+        if "logger" in self.sweep.options | claim.job.options:
+            arguments += ["--group", f"{self.name}/{claim.job.row}"]
         attributes: dict[str, Any] = {
             "command": shlex.join(["lightning", *arguments]),
             "machine": self._machines[index],

@@ -9,7 +9,7 @@ signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # `fit`, which no room below imports: it is named as a trial's command names it. It comes first, as
 # in a trial.
-_training = importlib.import_module("lightning_overlock.cli.training")
+_build = importlib.import_module("lightning_overlock.cli.build")
 
 # What a run imports only once it uses it.
 for _name in (
@@ -23,4 +23,4 @@ for _name in (
 ):
     importlib.import_module(_name)
 
-_training.warm_up(["fit", "--config=quickstart"])
+_build.warm_up(["fit", "--config=quickstart"])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightning_overlock.sweep import plots
+from lightning_overlock.sweep.report import write_report
 from lightning_overlock.sweep.results import Results
 from lightning_overlock.sweep.table import comparison_sheet, factor_sheet, sheet
 
@@ -25,3 +26,20 @@ def write(results: Results, folder: Path) -> None:
     plots.write(results, folder)
     for page in found.values():
         page.print()
+
+
+def track(results: Results, folder: Path, logger: str | list[str]) -> None:
+    """Hand tables and report of a sweep to the trackers that its trials have used.
+
+    Args:
+        results: What was measured.
+        folder: Where the files are; the report is written there.
+        logger: The option of the trials.
+    """
+    # Lightning, which a table alone does not need.
+    from lightning_overlock.callbacks.trackers import TrackedRun, log_results, tracker_names
+
+    write_report(results, folder / "report.html")
+    files = [*sorted(folder.glob("*.csv")), *sorted(folder.glob("*.md")), folder / "report.html"]
+    run = TrackedRun(results.name, folder / "results", results.name, {})
+    log_results(tracker_names(logger), run, files)

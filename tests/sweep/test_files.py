@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 import lightning_overlock
+from lightning_overlock.cli.build import build
 from lightning_overlock.cli.main import main
-from lightning_overlock.cli.training import build
 from lightning_overlock.sweep.read import find, read, shipped
 from lightning_overlock.sweep.validate import validate
 

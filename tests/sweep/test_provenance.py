@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
+from lightning_overlock.runs.config import config_hash
 from lightning_overlock.sweep import provenance
-from lightning_overlock.sweep.provenance import checkout, config_hash, machine
+from lightning_overlock.sweep.provenance import checkout, machine
 
 CONFIG = """\
 name: a-seed1

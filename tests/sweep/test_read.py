@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from lightning_overlock.cli.training import build
+from lightning_overlock.cli.build import build
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.agreement import content_of, stored_sweep
 from lightning_overlock.sweep.read import find, read
