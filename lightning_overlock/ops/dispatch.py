@@ -27,6 +27,9 @@ from lightning_overlock.ops.tracing import is_tracing
 TRITON_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# A process tries to measure a kind of call on so many inputs, then leaves it.
+ATTEMPTS = 3
+
 # The environment's word on "auto": "safe", "measure" (on a CPU too), or OPERATION=BACKEND, ...
 SETTING = "LIGHTNING_OVERLOCK_BACKENDS"
 OPERATIONS = ("contmix", "depthwise")
@@ -54,6 +57,7 @@ class Backends:
         self.forced: str | None = None
         # What all processes of a training agreed on, by kind of call.
         self._agreed: dict[str, str | None] = {}
+        self._fruitless: dict[str, int] = {}
         self._warned: set[str] = set()
 
     def add(self, name: str, function: Callable[..., Any]) -> None:
@@ -140,11 +144,13 @@ class Backends:
         run: Run,
         inputs: Sequence[Tensor | None],
     ) -> str | None:
-        if torch.are_deterministic_algorithms_enabled():
+        tried = self._fruitless.get(kind, 0)
+        if torch.are_deterministic_algorithms_enabled() or tried == ATTEMPTS:
             return None
         assert inputs[0] is not None
         choice = measure(candidates(), run, inputs)
         if choice is None:
+            self._fruitless[kind] = tried + 1
             return None
         choices(inputs[0].device).put(self.operation, kind, choice)
         self._warn(kind, choice)
@@ -174,10 +180,13 @@ def call_of(inputs: Sequence[Tensor | None]) -> str:
     return f"{dtypes}, {layout}, {'with' if gradient else 'without'} gradients"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kind(call: str, sizes: Mapping[str, int]) -> str:
     """Name a kind of call: sizes up to the next power of two."""
     classes = [f"{name} <= {1 << max(0, size - 1).bit_length()}" for name, size in sizes.items()]
-    return ", ".join([call, *classes])
+    # On a GPU, matrix products of float32 are fast and coarse where they may be.
+    precision = torch.get_float32_matmul_precision()
+    return ", ".join([call, *classes, f"float32 products {precision}"])
 
 
 def _are_real(inputs: Sequence[Tensor | None]) -> bool:
