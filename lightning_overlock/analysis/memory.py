@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from lightning_overlock.analysis.hooks import evaluation, module_outputs, to_model_device
 from lightning_overlock.analysis.style import draw_map, draw_picture, panels, style
-from lightning_overlock.layers.neural_memory import NeuralMemory, Scan, largest_step, shuffled_order
+from lightning_overlock.layers.neural_memory import NeuralMemory, Scan, largest_step
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.ops.neural_memory import Weights
+from lightning_overlock.ops.shuffled_order import shuffled_order
 
 
 class MemoryTrace(NamedTuple):

@@ -135,9 +135,15 @@ class ContMix(nn.Module):
 
     def aggregation_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the map's size, or that with a short side of K if it is smaller."""
-        k, short = self.kernel_size, min(height, width)
-        if short >= k:
+        k = self.kernel_size
+        if height >= k and width >= k:  # apart: `min` of symbolic sizes would compare them
             return height, width
+        if isinstance(height, torch.SymInt) and torch.compiler.is_exporting():
+            raise ValueError(
+                f"a map is smaller than ContMix's kernel of {k}x{k} pixels and would be resized, "
+                "which an exported network with open sizes cannot do"
+            )
+        short = min(height, width)
         return (k * height // short, k * width // short)
 
     def _query_and_tap_weights(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

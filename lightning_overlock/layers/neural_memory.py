@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_overlock.errors import ConfigError
+from lightning_overlock.layers.neural_memory_scan import masked_summary, scanned
 from lightning_overlock.layers.shapes import map_size
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
+from lightning_overlock.ops.neural_memory_scan import ChunkTable
+from lightning_overlock.ops.shuffled_order import shuffled_order
 from lightning_overlock.ops.tracing import is_tracing
 
 Scan = Literal["raster", "bidirectional", "whole", "shuffled"]
@@ -44,25 +47,6 @@ def largest_step(dim: int, chunk_size: int, segment_chunks: int | Literal["all"]
         The largest step.
     """
     return STABILITY * dim / (chunk_size * (1 if segment_chunks == "all" else segment_chunks))
-
-
-def shuffled_order(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return a permutation of 0 to count - 1 that looks random and is the same everywhere.
-
-    The places are sorted by a hash of their number (the finaliser of MurmurHash3, in integers), so
-    that it needs no generator and can be traced, compiled and exported.
-
-    Args:
-        count: Number of tokens.
-        device: Device that the permutation is made on.
-
-    Returns:
-        (count,) int64: the place in raster order of the token that comes first, second, ...
-    """
-    x = (torch.arange(count, device=device) + 1) * 0x9E3779B1 & 0xFFFFFFFF
-    for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13), (1, 16)):
-        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
-    return x.argsort()
 
 
 @register_notrace_module
@@ -256,6 +240,21 @@ class NeuralMemory(nn.Module):
             tokens = torch.cat((tokens, tokens.flip(1)))
         queries = self._queries(tokens)
         count = math.prod(map_size(x))
+        if isinstance(count, torch.SymInt) and torch.compiler.is_exporting():
+            read = scanned(self, tokens, queries)
+        else:
+            read = self._chunked(tokens, queries, count)
+        if self.write != "none" and self.surprise_tap.wanted:
+            self.surprise_tap(self._surprise(x))
+        if self.scan == "bidirectional":
+            there, back = read.reshape(2, *x.flatten(2).mT.shape).unbind()
+            read = (there + back.flip(1)) / 2
+        if self.scan == "shuffled":
+            read = read[:, shuffled_order(count, x.device).argsort()]
+        return read.mT.reshape(x.shape)
+
+    def _chunked(self, tokens: Tensor, queries: Tensor, count: int) -> Tensor:
+        """Return the read-outs (B, N, D) of N = `count` tokens, chunk by chunk."""
         length = self.chunk_length(count)
         options: dict[str, Any] = {
             "weights": (*self.memory, self.gamma),
@@ -273,28 +272,23 @@ class NeuralMemory(nn.Module):
             options |= {"k": nothing, "v": nothing, "step": nothing[..., 0]}
         else:
             keys = None if self.query is not None else queries[:, :written]
-            options |= self._writing(tokens[:, :written], length, keys)
+            options |= self.writing(tokens[:, :written], length, keys)
         read, memory = neural_memory(queries, **options)
         # A sum over the final memory, as what is not finite stays so from chunk to chunk, and over
         # the read-outs; on a GPU it waits for them.
         traced = torch.compiler.is_compiling() or is_tracing() or read.is_meta
         if not traced and not _finite((*memory, read)):
             raise FloatingPointError(self._diagnosis(queries, options))
-        if self.write != "none" and self.surprise_tap.wanted:
-            self.surprise_tap(self._surprise(x))
-        if self.scan == "bidirectional":
-            there, back = read.reshape(2, *x.flatten(2).mT.shape).unbind()
-            read = (there + back.flip(1)) / 2
-        if self.scan == "shuffled":
-            read = read[:, shuffled_order(count, x.device).argsort()]
-        return read.mT.reshape(x.shape)
+        return read
+
+    @property
+    def largest_chunk(self) -> int:
+        """Tokens of a chunk of a large map."""
+        return self.chunk_size if self.training else self.eval_chunk_size or self.chunk_size
 
     def chunk_length(self, tokens: int) -> int:
         """Tokens of the chunks that a map of so many tokens is cut into."""
-        size = self.chunk_size
-        if self.eval_chunk_size is not None and not self.training:
-            size = self.eval_chunk_size
-        return min(size, max(1, tokens // self.min_chunks))
+        return min(self.largest_chunk, max(1, tokens // self.min_chunks))
 
     def _tokens(self, x: Tensor) -> Tensor:
         """(B, D, H, W) to (B, N, D) in the order of writing; under autocast norms take float32."""
@@ -338,14 +332,16 @@ class NeuralMemory(nn.Module):
             "write_remainder": True,
             "read_final": True,
         }
-        writing = self._writing(tokens, length)
+        writing = self.writing(tokens, length)
         for t in range(-(-tokens.shape[1] // length) + 1):
             yield neural_memory(tokens[:, :0], **options, **_first_chunks(writing, t, length))[1]
 
-    def _writing(self, tokens: Tensor, length: int, keys: Tensor | None = None) -> dict[str, Any]:
+    def writing(
+        self, tokens: Tensor, chunks: int | ChunkTable, keys: Tensor | None = None
+    ) -> dict[str, Any]:
         """What is written with: k, v and step of (B, W, D), momentum and decay of its chunks.
 
-        Keys that are known already are given as `keys`, (B, W, D).
+        Chunks are given by their length or as a table; keys, (B, W, D), if they are known already.
         """
         assert self.write_norm is not None
         assert self.key_value is not None
@@ -366,7 +362,10 @@ class NeuralMemory(nn.Module):
             step = -step
         momentum = decay = None
         if self.momentum is not None or self.decay is not None:
-            summary = self._summary(tokens, length)
+            if isinstance(chunks, ChunkTable):
+                summary = masked_summary(tokens, chunks, self.pool)
+            else:
+                summary = self._summary(tokens, chunks)
             momentum = _gate(self.momentum, summary)
             decay = _gate(self.decay, summary)
         return {"k": k, "v": v, "step": step, "momentum": momentum, "decay": decay}
@@ -388,7 +387,7 @@ class NeuralMemory(nn.Module):
     def _surprise(self, x: Tensor) -> Tensor:
         tokens = self._tokens(x)
         length = self.chunk_length(tokens.shape[1])
-        writing = self._writing(tokens, length)
+        writing = self.writing(tokens, length)
         predicted, _ = neural_memory(
             writing["k"],
             **writing,

@@ -3,8 +3,10 @@
 `torch.fx` meets comparisons of sizes inside functions that timm's tracer takes whole.
 """
 
+import torch
 from timm.models import register_notrace_function
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from lightning_overlock.ops.tracing import is_tracing
@@ -31,7 +33,7 @@ def require_size(x: Tensor, least: int, name: str) -> Tensor:
         ValueError: The image is smaller than that.
     """
     height, width = map_size(x)
-    if min(height, width) < least:
+    if height < least or width < least:  # apart: `min` of symbolic sizes would compare them
         raise ValueError(
             f"the image is {height}x{width} pixels; {name} needs at least {least}x{least}"
         )
@@ -40,9 +42,16 @@ def require_size(x: Tensor, least: int, name: str) -> Tensor:
 
 def resize_like(x: Tensor, like: Tensor) -> Tensor:
     """Return (B, C, h, w) bilinearly resized to the height and width of `like`."""
-    if map_size(x) == map_size(like):
+    if _surely_equal(map_size(x), map_size(like)):
         return x
     return F.interpolate(x, map_size(like), mode="bilinear")
+
+
+def _surely_equal(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Tell whether sizes are equal; symbolic ones that need not be are not, and no guard is set."""
+    if not torch.compiler.is_exporting():
+        return size == other
+    return all(statically_known_true(a == b) for a, b in zip(size, other, strict=True))
 
 
 for function in (require_size, resize_like):

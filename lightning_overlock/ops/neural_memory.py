@@ -105,8 +105,8 @@ def neural_memory(
     """
     _check(q, k, v, step, weights, chunk_size, segment_chunks, read_final)
     batch, tokens = _plain(k.shape[:2])
-    chunks, rest = divmod(tokens, chunk_size)
-    rest = rest if write_remainder else 0
+    chunks = tokens // chunk_size  # not `divmod`, which symbolic sizes do not have
+    rest = tokens % chunk_size if write_remainder else 0
     updates = chunks + (rest > 0)
     for name, value in (("momentum", momentum), ("decay", decay)):
         if value is not None and value.shape != (batch, updates):
@@ -249,6 +249,26 @@ def _descent(k: Tensor, v: Tensor, step: Tensor, weights: Weights) -> Weights:
         if i > 0:
             descent = torch.ops.aten.gelu_backward(descent @ matrices[i].mT, preactivations[i - 1])
     return tuple(reversed(steps))
+
+
+def gradient_step(
+    k: Tensor,
+    v: Tensor,
+    step: Tensor,
+    momentum: Tensor,
+    decay: Tensor,
+    memory: Weights,
+    velocity: Weights,
+    anchor: Weights,
+) -> tuple[Weights, Weights]:
+    """Write one chunk: k and v (B, C, D), step (B, C), momentum and decay (B,).
+
+    Returns:
+        The memory and its velocity after the chunk; everything has a leading B.
+    """
+    descent = _descent(k.unsqueeze(1), v.unsqueeze(1), step.unsqueeze(1), anchor)
+    _, after, velocity = _scan(memory, velocity, descent, momentum[:, None], decay[:, None])
+    return after, velocity
 
 
 def _scan(

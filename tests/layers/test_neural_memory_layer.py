@@ -8,9 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_overlock.errors import ConfigError
 from lightning_overlock.layers import NeuralMemory
-from lightning_overlock.layers.neural_memory import largest_step, shuffled_order
+from lightning_overlock.layers.neural_memory import largest_step
 from lightning_overlock.layers.tap import capture
 from lightning_overlock.ops.neural_memory import read_memory
+from lightning_overlock.ops.shuffled_order import shuffled_order
 
 DIM = 16
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lightning_overlock.ops.contmix.blocks import backward, form_by_size, forward
 from lightning_overlock.ops.contmix.logits import Logits, grouped, softmax
+from lightning_overlock.ops.contmix.standard import standard
 from lightning_overlock.ops.contmix.windows import bias_grad, side
 from lightning_overlock.ops.dispatch import (
     TRITON_DTYPES,
@@ -215,6 +216,8 @@ def _mix(
 ) -> Tensor:
     """One kernel size of `contmix`."""
     inputs = (value, query, tap_weights, tap_bias, table)
+    if backend == "auto" and torch.compiler.is_exporting():
+        return standard(*inputs)  # an exported network must run where this package is not
     if backend == "auto" and measures(value.device):
         backend = _choose(inputs) or backend
     return _fused(*inputs, backend)[0]

@@ -65,6 +65,8 @@ def depthwise(
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    if backend == "auto" and torch.compiler.is_exporting():
+        backend = "conv"  # an exported network must run where this package is not
     if backend == "auto" and measures(x.device):
         backend = _choose(x, weights, dilations, bias) or backend
     if backend == "auto":
@@ -109,7 +111,7 @@ def _safe(x: Tensor) -> str:
     """Return the backend that needs no comparison."""
     if x.device.type == "cpu":
         return "onednn"
-    if x.device.type == "cuda" and _cudnn() < SAFE_CUDNN and not torch.compiler.is_exporting():
+    if x.device.type == "cuda" and _cudnn() < SAFE_CUDNN:
         return "aten"
     return "conv"
 
