@@ -65,8 +65,6 @@ def depthwise(
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    if backend == "auto" and torch.compiler.is_exporting():
-        backend = "conv"  # an exported network must run where this package is not
     if backend == "auto" and measures(x.device):
         backend = _choose(x, weights, dilations, bias) or backend
     if backend == "auto":
@@ -109,6 +107,8 @@ def _check(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> No
 
 def _safe(x: Tensor) -> str:
     """Return the backend that needs no comparison."""
+    if torch.compiler.is_exporting():
+        return "conv"  # an exported network must run where this package is not
     if x.device.type == "cpu":
         return "onednn"
     if x.device.type == "cuda" and _cudnn() < SAFE_CUDNN:
@@ -125,7 +125,9 @@ def _cudnn() -> int:
 def _choose(
     x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None
 ) -> str | None:
-    """Return the backend that was or is now measured for a convolution."""
+    """Return the backend that was or is now measured for a convolution; None for an export."""
+    if torch.compiler.is_exporting():
+        return None
 
     def candidates() -> list[str]:
         found = [_safe(x)]
