@@ -19,6 +19,7 @@ ROOMS = [
     "layers",
     "models",
     "data",
+    "convert",
     "metrics",
     "backbones",
     "heads",

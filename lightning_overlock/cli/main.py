@@ -27,6 +27,8 @@ commands:
   bench     compare models: parameters, multiply-adds, time, memory
   robustness  accuracy and calibration on ImageNet-V2, -A, -R, -Sketch and -C, or folders like them:
             lightning robustness --ckpt_path FILE --data.imagenet_r FOLDER
+  data      convert VOC, YOLO, labelme, Cityscapes, Oxford Pets to COCO files or label maps:
+            lightning data convert voc --to coco --root FOLDER --output FOLDER
   sweep     train the rows of a sweep file, print the table:
             lightning sweep run|status|table|report|… FILE   (lightning sweep --help)
 
@@ -100,6 +102,13 @@ def _run(arguments: list[str]) -> int:
         from lightning_overlock.robustness.command import run as robustness
 
         return robustness(options)
+    elif command == "data":
+        from lightning_overlock.convert.options import read_options as read_conversion
+
+        options = read_conversion(rest)
+        from lightning_overlock.convert.command import run as convert
+
+        return convert(options)
     elif command == "sweep":
         from lightning_overlock.sweep.command import main as sweep
 
@@ -110,7 +119,16 @@ def _run(arguments: list[str]) -> int:
 
         training.run(request)
     else:
-        known = [*COMMANDS, "configs", "bench", "robustness", "sweep", "--version", "--help"]
+        known = [
+            *COMMANDS,
+            "configs",
+            "bench",
+            "robustness",
+            "data",
+            "sweep",
+            "--version",
+            "--help",
+        ]
         raise InputError(
             f"{command}: no command of this name.{did_you_mean(command, known)}\n"
             f"Expected one of {', '.join(known)}."

@@ -97,7 +97,7 @@ def size_problems(
     def look(pair: tuple[Path, Path]) -> tuple[Problem | None, int]:
         image, label = pair
         try:
-            size, label_size = (_size(path, max_pixels) for path in pair)
+            size, label_size = (upright_size(path, max_pixels) for path in pair)
         except InputError as error:
             return Problem(str(image), "that cannot be read", str(error)), 0
         problem = None
@@ -111,8 +111,12 @@ def size_problems(
     return [problem for problem, _ in looked], sum(pixels for _, pixels in looked)
 
 
-def _size(path: Path, max_pixels: int | None) -> tuple[int, int]:
-    """Return (width, height) as a viewer shows the image."""
+def upright_size(path: Path, max_pixels: int | None) -> tuple[int, int]:
+    """Return (width, height) as a viewer shows the image, reading no more than its head.
+
+    Raises:
+        InputError: It cannot be read, or has too many pixels.
+    """
     with open_image(path, max_pixels) as image:
         # A PNG that names no EXIF in its head would be read to its end for one.
         known = image.format != "PNG" or "exif" in image.info

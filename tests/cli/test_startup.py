@@ -29,6 +29,9 @@ LINES = {
     "robustness --help": 0,
     "robustness --ckpt_path x.ckpt": 2,
     "robustness --ckpt_path x.ckpt --data.imagenet_r nowhere": 2,
+    "data --help": 0,
+    "data convert --help": 0,
+    "data convert voc --to coco --root nowhere --output out": 2,
     "bench test_overlock --json no/such/folder.json": 2,
 }
 COMMANDS = f"""

@@ -79,6 +79,7 @@ def test_there_are_three_hundred_of_them():
         "configs",
         "bench",
         "robustness",
+        "data",
         "sweep",
     ):
         assert any(line.startswith(command) for line in lines)

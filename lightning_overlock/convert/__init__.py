@@ -1,0 +1,1 @@
+"""`lightning data convert`: annotations of other tools as COCO files or label maps."""
