@@ -3,12 +3,18 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 BIN := .venv/bin
+# `make gpu-check` runs in the environment that is there.
+CHECK_PYTHON = $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
+# The Python of the machine that `make gpu-wheels` is for, and what it lacks.
+GPU_PYTHON_VERSION ?= 3.12
+DOWNLOAD = $(PYTHON) -m pip download --quiet --only-binary=:all: --dest build/wheels --python-version $(GPU_PYTHON_VERSION) --implementation cp --platform manylinux2014_x86_64 $(foreach glibc,2_34 2_28 2_27 2_24 2_17,--platform manylinux_$(glibc)_x86_64)
+GPU_WHEELS ?= jsonargparse typeshed-client importlib-resources docstring-parser pycocotools optuna alembic colorlog mako sqlalchemy greenlet faster-coco-eval
 
 # OpenMP threads that spin make two busy processes 20 times slower. The package adds a short spin.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS :=
 
-.PHONY: quickstart test slow long test-notebooks check docs oldest wheel-check contract coverage clean
+.PHONY: quickstart test slow long test-notebooks check docs oldest wheel-check contract gpu-check gpu-wheels coverage clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config quickstart
@@ -65,6 +71,19 @@ build/contract/ready: .venv/ready
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-contract
 	$(UV) pip install --quiet --python .venv-contract/bin/python --editable . segmentation-models-pytorch torchgeo requests pytest pytest-xdist
 	touch $@
+
+# On a machine with a GPU, at most eight minutes, without a network: build/gpu_check/report.md. Needs
+# torch, triton, timm, lightning and pytest; `make gpu-wheels` elsewhere, and build/wheels carried
+# along, brings what few machines have.
+gpu-check:
+	mkdir -p build/gpu_site
+	if [ ! -x $(BIN)/python ] && [ -d build/wheels ]; then $(CHECK_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu_site build/wheels/*.whl; fi
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/gpu_site$${PYTHONPATH:+:$$PYTHONPATH} $(CHECK_PYTHON) tests/gpu_check.py
+
+gpu-wheels:
+	rm -rf build/wheels
+	$(DOWNLOAD) --no-deps $(GPU_WHEELS)
+	$(DOWNLOAD) pydantic
 
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long" --cov=lightning_overlock --cov-report=term-missing:skip-covered
