@@ -87,11 +87,17 @@ def run(request: Request) -> None:
         raise InputError(str(error)) from error
 
 
-def _overridable_options(class_path: str) -> frozenset[str]:
-    """Return the options of a task that may differ from a checkpoint's."""
+def _options_of_class(class_path: str, attribute: str) -> frozenset[str]:
+    """Return a set of options that a task or data module declares, empty where it does not.
+
+    Args:
+        class_path: The class.
+        attribute: "overridable_options" of a task: those that may differ from a checkpoint's;
+            "training_options" and "labelled_options" of data, see `BaseDataModule`.
+    """
     module, _, name = class_path.rpartition(".")
-    task = getattr(importlib.import_module(module), name)
-    return getattr(task, "overridable_options", frozenset())
+    found = getattr(importlib.import_module(module), name)
+    return getattr(found, attribute, frozenset())
 
 
 class TrainingCLI(LightningCLI):
@@ -178,6 +184,7 @@ class TrainingCLI(LightningCLI):
         options = self._subcommand_parsers[command]
         self._refuse_unused()
         self.config = parse(parser, command, options, request.configs, words)
+        self._refuse_unused_data_options()
         self._refuse_untrained()
         tracker_names(self.config[command].logger)
         if request.checkpoint is not None and "config" in request.checkpoint:
@@ -200,6 +207,26 @@ class TrainingCLI(LightningCLI):
                     f"--{name}: {command} makes no use of this option.\n"
                     f"Leave it out; `lightning {command} --help` lists what it uses."
                 )
+
+    def _refuse_unused_data_options(self) -> None:
+        """Refuse options of the data that were typed and would change nothing in this command."""
+        command = self.request.command
+        if command == "fit":
+            return
+        class_path = self.config[command].data.class_path
+        unused = dict.fromkeys(_options_of_class(class_path, "training_options"), "Only fit does")
+        names = [name for name, _ in typed_options(self.request.words) if name.startswith("data.")]
+        typed = {name.removeprefix("data.").removeprefix("init_args."): name for name in names}
+        if command != "predict":
+            unused["predict_dir"] = "Only predict does"
+        elif "predict_dir" in typed and self.request.checkpoint is not None:
+            labelled = _options_of_class(class_path, "labelled_options")
+            unused |= dict.fromkeys(labelled, "The checkpoint and data.predict_dir say all")
+        for option in typed.keys() & unused.keys():
+            raise InputError(
+                f"--{typed[option]}: {command} makes no use of this option.\n"
+                f"{unused[option]}; leave it out."
+            )
 
     def _refuse_untrained(self) -> None:
         """Refuse to fine-tune or to evaluate a network that has no weights but random ones."""
@@ -238,7 +265,7 @@ class TrainingCLI(LightningCLI):
         path = self.request.ckpt_path
         old, new = own["model"], typed["model"]
         differing = {"model": (old["class_path"], new["class_path"])}
-        free = _overridable_options(old["class_path"])
+        free = _options_of_class(old["class_path"], "overridable_options")
         for key in sorted(old.get("init_args", {}).keys() - free):
             differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
         for name, (expected, found) in differing.items():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_overlock.data.images import image_suffixes
-from lightning_overlock.data.label_pairs import upright_size
+from lightning_overlock.data.orientation import viewed_file
 from lightning_overlock.data.left_out import LeftOut
 from lightning_overlock.errors import InputError, printable
 
@@ -114,7 +114,7 @@ def size_of(part: Part, image: Path | None, told: str) -> tuple[int, int] | None
         part.leave_out(IMAGES, "without an image file", told)
         return None
     try:
-        width, height = upright_size(image, None)
+        width, height = viewed_file(image, None).size
     except InputError:
         part.leave_out(IMAGES, "that cannot be read", str(image))
         return None

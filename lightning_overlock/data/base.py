@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
 import numpy as np
@@ -63,6 +63,10 @@ class BaseDataModule(LightningDataModule, ABC):
     class_names: list[str]
     # Images are RGB.
     channels = 3
+    # Arguments that evaluation and prediction make no use of, and those that prediction for other
+    # images from a checkpoint makes no use of.
+    training_options: ClassVar[frozenset[str]] = frozenset()
+    labelled_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

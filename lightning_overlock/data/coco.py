@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from lightning_overlock.data.base import BaseDataModule, Split
+from lightning_overlock.data.coco_annotations import MOST_CROWDS
 from lightning_overlock.data.coco_file import (
     Category,
     CocoFile,
@@ -22,6 +23,7 @@ from lightning_overlock.data.coco_file import (
     read_json,
 )
 from lightning_overlock.data.coco_objects import decode_mask
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
 from lightning_overlock.data.dense_transforms import detection_transform, to_float, to_pixels
 from lightning_overlock.data.images import MAX_PIXELS, ImageFiles, predict_files, read_image
 from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut
@@ -34,6 +36,11 @@ from lightning_overlock.data.loading import (
     seeded,
 )
 from lightning_overlock.errors import InputError
+
+# The splits and files that lie below COCO's own folder.
+OF_ROOT = ("train", "val")
+KINDS = ("json", "images")
+ALL_PATHS = [f"{split}_{kind}" for split in (*OF_ROOT, "test") for kind in KINDS]
 
 
 class CocoImages:
@@ -145,6 +152,15 @@ class FolderImages:
         }
 
 
+def _lacks_a_path(options: Options) -> bool:
+    return None in (options[f"{split}_{kind}"] for split in OF_ROOT for kind in KINDS)
+
+
+def _may_leave_out(options: Options) -> bool:
+    # Crowd regions are left out in any case; up to a half may be.
+    return bool(options["skip_invalid"] or options["max_left_out"] > MOST_CROWDS)
+
+
 class CocoDataModule(BaseDataModule):
     """COCO 2017 below `root`, or any COCO json with a folder of images for each split.
 
@@ -190,6 +206,15 @@ class CocoDataModule(BaseDataModule):
         InputError: A file or folder is missing, or see `read_coco`.
     """
 
+    needs: ClassVar[dict[str, Need]] = {
+        "root": ("one of train_json, train_images, val_json, val_images not given", _lacks_a_path),
+        "max_left_out": (f"skip_invalid, or to be above {MOST_CROWDS} (crowds)", _may_leave_out),
+    }
+    labelled_options = frozenset(("root", *ALL_PATHS))
+    training_options = frozenset(
+        ("train_json", "train_images", "hflip", "scale_and_crop", "group_by_shape", "empty_images")
+    )
+
     def __init__(
         self,
         root: str = "",
@@ -214,14 +239,18 @@ class CocoDataModule(BaseDataModule):
         super().__init__(batch_size, num_workers, skip_invalid, max_left_out, max_image_pixels)
         if not 0 <= hflip <= 1:
             raise InputError(f"data.hflip is {hflip}; expected a probability")
-        self.paths = _paths(
-            root,
-            {
-                "train": (train_json, train_images),
-                "val": (val_json, val_images),
-                "test": (test_json, test_images),
-            },
-        )
+        given = {
+            "train": (train_json, train_images),
+            "val": (val_json, val_images),
+            "test": (test_json, test_images),
+        }
+        options = {
+            f"{split}_{kind}": path
+            for split, paths in given.items()
+            for kind, path in zip(KINDS, paths, strict=True)
+        } | {"root": root, "skip_invalid": skip_invalid, "max_left_out": max_left_out}
+        warn_of_unused("data", type(self), options, self.needs)
+        self.paths = _paths(root, given)
         self.predict_dir: Path | None = None
         if predict_dir is not None:
             self.predict_dir, self.predict_files = predict_files(predict_dir)
@@ -264,8 +293,9 @@ class CocoDataModule(BaseDataModule):
         """Whether masks are wanted: by the argument, the task, or None where nobody says it."""
         task = getattr(self.trainer, "lightning_module", None)
         wanted: bool | None = getattr(task, "hparams", {}).get("masks")
-        if wanted and self.masks is False:
-            raise InputError("data.masks is false, model.masks is true\nexpected the same")
+        if None not in (wanted, self.masks) and wanted != self.masks:
+            found = f"data.masks is {self.masks}, model.masks is {wanted}".lower()
+            raise InputError(f"{found}\nexpected the same, or no data.masks")
         return wanted if self.masks is None else self.masks
 
     def file(self, split: str, purpose: Purpose) -> CocoFile:
@@ -361,7 +391,7 @@ def _paths(
     """Return each split's json and folder: those given, else COCO's own below `root`."""
     paths = {}
     for split, (file, folder) in given.items():
-        if root and split != "test":
+        if root and split in OF_ROOT:
             file = file or str(Path(root) / f"annotations/instances_{split}2017.json")
             folder = folder or str(Path(root) / f"{split}2017")
         if (file is None) != (folder is None):

@@ -23,6 +23,8 @@ from lightning_overlock.data.left_out import Check, LeftOut, refuse_if_too_many
 from lightning_overlock.errors import InputError
 
 NO_MASK = ", or a segmentation for every object, or model.masks false"
+# The largest share of the boxes that may be crowd regions, which are not trained on.
+MOST_CROWDS = 0.5
 BOX = "expected [x, y, width, height] in pixels, x and y of the upper left corner"
 
 
@@ -135,7 +137,7 @@ def _settle(check: Check, found: _Found) -> None:
         crowds, count = LeftOut("boxes"), len(found.crowds)
         crowds.add("crowd regions, which are not trained on", found.crowds[0], count)
         # They are COCO's own, and some of them are no mistake.
-        share = max(check.max_left_out, 0.5)
+        share = max(check.max_left_out, MOST_CROWDS)
         hint = ", or iscrowd 0 for single objects"
         refuse_if_too_many(check.source, crowds, total, share, hint)
         found.left_out.add(*crowds.first.popitem(), count)

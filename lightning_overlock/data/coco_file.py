@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from lightning_overlock.data.class_names import check_class_names
 from lightning_overlock.data.coco_annotations import read_annotations
-from lightning_overlock.data.coco_images import read_images
+from lightning_overlock.data.coco_images import ImageEntry, read_images
 from lightning_overlock.data.coco_objects import number, shown, whole
-from lightning_overlock.data.images import MAX_PIXELS
-from lightning_overlock.data.left_out import MAX_LEFT_OUT, Check
+from lightning_overlock.data.images import MAX_PIXELS, some
+from lightning_overlock.data.left_out import MAX_LEFT_OUT, Check, LeftOut
 from lightning_overlock.errors import InputError
 
 Purpose = Literal["train", "eval", "predict"]
@@ -117,20 +117,61 @@ def read_coco(
         masks,
         purpose == "train",
     )
+    if purpose != "predict":
+        _leave_out_doubles(check, images, objects)
     found = [objects.get(image, []) for image in images]
-    lists = [json.dumps(some, separators=(",", ":")).encode() for some in found]
+    lists = [json.dumps(one, separators=(",", ":")).encode() for one in found]
     return CocoFile(
         folder=str(folder),
         categories=categories,
         ids=np.array(list(images), np.int64),
         names=np.array([os.fsencode(image.name) for image in images.values()]),
         sizes=np.array([image.size for image in images.values()], np.int64),
-        has_objects=np.array([any(not a["iscrowd"] for a in some) for some in found]),
+        has_objects=np.array([any(not a["iscrowd"] for a in one) for one in found]),
         has_masks=masks,
         content=b"".join(lists),
         offsets=np.cumsum([0, *(len(one) for one in lists)]),
         notes=check.notes,
     )
+
+
+def _leave_out_doubles(
+    check: Check, images: dict[int, ImageEntry], objects: dict[int, list[dict[str, Any]]]
+) -> None:
+    """Take out images of one file that have different objects; note those that have the same.
+
+    Each of them would be trained on or evaluated with a part of what is to be seen.
+
+    Raises:
+        InputError: As `check` says for what is invalid.
+    """
+    of_file: dict[str, list[int]] = {}
+    for key, image in images.items():
+        of_file.setdefault(image.name, []).append(key)
+    left_out, same, total = LeftOut("images"), 0, len(images)
+    for name, keys in of_file.items():
+        if len(keys) == 1:
+            continue
+        places = {
+            tuple(
+                sorted((a["category_id"], a["iscrowd"], *a["bbox"]) for a in objects.get(key, []))
+            )
+            for key in keys
+        }
+        if len(places) == 1:
+            same += len(keys) - 1
+            continue
+        which = f"{shown(name)} of the images {some([str(key) for key in keys])}"
+        left_out.add("whose file is that of another with other objects", which, len(keys))
+        for key in keys:
+            del images[key]
+            objects.pop(key, None)
+    check.settle(left_out, total, ", or all objects of a file given to one image")
+    check.note(left_out, total)
+    if same:
+        check.notes.append(f"{same:,} images have the file and the objects of another")
+    if not images:
+        raise InputError(f"{check.source}: no usable images: {left_out.reasons()}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

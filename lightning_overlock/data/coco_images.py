@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from lightning_overlock.data.class_names import same_name
 from lightning_overlock.data.coco_objects import UnusableError, shown, whole
-from lightning_overlock.data.images import open_image
 from lightning_overlock.data.left_out import Check, LeftOut
+from lightning_overlock.data.orientation import Viewed, tell_hidden_turns, viewed_file
 from lightning_overlock.errors import InputError
 
-ORIENTATION = 0x0112  # of EXIF
+# Images that were annotated as they are stored.
+TURNED = "of another size than the json says, being turned by their EXIF"
+UNTURNED = ", or the EXIF orientation removed from these files"
 
 
 class ImageEntry(NamedTuple):
@@ -62,8 +64,9 @@ def read_images(
             continue
         images[key], given[key] = ImageEntry(name, (0, 0)), entry
     if sized:
-        images = _with_sizes(images, given, folder, max_pixels, left_out)
+        images = _with_sizes(check, images, given, folder, max_pixels, left_out)
     hint = _hint_at_folder(entries, folder) if left_out.total else ""
+    hint += UNTURNED if TURNED in left_out.counts else ""
     check.settle(left_out, len(entries), hint)
     check.note(left_out, len(entries))
     if not images:
@@ -113,6 +116,7 @@ def _hint_at_folder(entries: list[Any], folder: Path) -> str:
 
 
 def _with_sizes(
+    check: Check,
     images: dict[int, ImageEntry],
     given: dict[int, dict[str, Any]],
     folder: Path,
@@ -121,39 +125,42 @@ def _with_sizes(
 ) -> dict[int, ImageEntry]:
     """Return the images whose files are as large as the json says, with their sizes."""
     sized = {}
+    hidden_turns = []
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, or for the network
         files = [folder / image.name for image in images.values()]
         parts = [files[start : start + 64] for start in range(0, len(files), 64)]
-        stored = chain.from_iterable(pool.map(_stored_sizes, parts, repeat(max_pixels)))
-        for (key, image), real in zip(images.items(), stored, strict=True):
-            if isinstance(real, str):
-                left_out.add("that cannot be read", f"image {key}: {real}")
+        heads = chain.from_iterable(pool.map(_heads, parts, repeat(max_pixels)))
+        for (key, image), head in zip(images.items(), heads, strict=True):
+            if isinstance(head, str):
+                left_out.add("that cannot be read", f"image {key}: {head}")
                 continue
+            wide, high = head.size
             said = given[key].get("height"), given[key].get("width")
-            if all(
-                side is None or whole(side) == own for side, own in zip(said, real, strict=True)
-            ):
-                sized[key] = image._replace(size=real)
+            own = zip(said, (high, wide), strict=True)
+            if all(side is None or whole(side) == real for side, real in own):
+                sized[key] = image._replace(size=(high, wide))
+                if head.hides_turn or (head.orientation != 1 and None in said):
+                    hidden_turns.append(image.name)
                 continue
+            stored = [whole(side) for side in said] == [wide, high]
+            turned = head.orientation >= 5 and stored
             left_out.add(
-                "of another size than the json says",
-                f"image {key}: {shown(image.name)} has {real[1]} x {real[0]} pixels, turned as its "
+                TURNED if turned else "of another size than the json says",
+                f"image {key}: {shown(image.name)} has {wide} x {high} pixels, turned as its "
                 f"EXIF says, and the json has {shown(said[1])} x {shown(said[0])}",
             )
+    if hidden_turns:
+        check.notes.append(tell_hidden_turns(hidden_turns, "boxes"))
     return sized
 
 
-def _stored_sizes(paths: list[Path], max_pixels: int | None) -> list[tuple[int, int] | str]:
-    return [_stored_size(path, max_pixels) for path in paths]
+def _heads(paths: list[Path], max_pixels: int | None) -> list[Viewed | str]:
+    return [_head(path, max_pixels) for path in paths]
 
 
-def _stored_size(path: Path, max_pixels: int | None) -> tuple[int, int] | str:
-    """Return (height, width) of an image as a viewer shows it, or what is wrong with it."""
+def _head(path: Path, max_pixels: int | None) -> Viewed | str:
+    """Return how a viewer shows an image, or what is wrong with it."""
     try:
-        with open_image(path, max_pixels) as image:
-            width, height = image.size
-            # Asked of a PNG without EXIF, getexif would read all of the image.
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in {5, 6, 7, 8}
+        return viewed_file(path, max_pixels)
     except InputError as error:
         return str(error).splitlines()[0]
-    return (width, height) if turned else (height, width)

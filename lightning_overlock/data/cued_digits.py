@@ -152,6 +152,7 @@ class CuedDigitsDataModule(BaseDataModule):
     """
 
     class_names = CLASS_NAMES
+    training_options = frozenset({"train_images", "fresh"})
 
     def __init__(
         self,

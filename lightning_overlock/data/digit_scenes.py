@@ -20,9 +20,11 @@ from pycocotools import mask as coco_mask
 
 from lightning_overlock.data.base import Split
 from lightning_overlock.data.coco import CocoDataModule, CocoImages, FolderImages
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
 from lightning_overlock.data.digits import CLASS_NAMES, Digits, DigitSplit, digits_of, resize_digits
 from lightning_overlock.data.images import MAX_PIXELS, ImageFiles
-from lightning_overlock.data.segmentation_folder import LabelledImages, SegmentationFolderDataModule
+from lightning_overlock.data.labelled_images import LabelledImages
+from lightning_overlock.data.segmentation_folder import SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
 from lightning_overlock.ranges import Range, check_range
 
@@ -30,6 +32,13 @@ SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
 
 # Digit d is 1 + d in the files.
 CATEGORIES = list(enumerate(CLASS_NAMES, 1))
+
+
+def _may_overlap(options: Options) -> bool:
+    return bool(options["digits"][1] > 1)
+
+
+NEEDS: dict[str, Need] = {"least_visible": ("more digits than one in a scene", _may_overlap)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class SceneOptions:
         for name, share in (("least_visible", self.least_visible), ("texture", self.texture)):
             if not 0 <= share <= 1:
                 raise InputError(f"data.scenes.{name} is {share}; expected 0 to 1")
+        warn_of_unused("data.scenes", type(self), vars(self), NEEDS)
 
     @property
     def name(self) -> str:
@@ -256,6 +266,8 @@ class DigitScenesDetectionDataModule(CocoDataModule):
     Raises:
         InputError: An argument is out of its range.
     """
+
+    training_options = frozenset({"hflip"})
 
     def __init__(
         self,

@@ -236,6 +236,7 @@ class DigitsDataModule(BaseDataModule):
     """
 
     class_names = CLASS_NAMES
+    training_options = frozenset({"augment"})
 
     def __init__(
         self,
@@ -284,6 +285,7 @@ class ClutteredDigitsDataModule(BaseDataModule):
     """
 
     class_names = CLASS_NAMES
+    training_options = frozenset({"train_images", "fresh"})
 
     def __init__(
         self,

@@ -122,6 +122,7 @@ class DrawnDataModule(BaseDataModule):
         InputError: An argument is out of its range.
     """
 
+    training_options = frozenset({"train_images", "fresh"})
     title: str
     # Statistics of pixels in [0, 1], over training images of the default difficulty.
     mean: float

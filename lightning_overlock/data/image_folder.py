@@ -44,6 +44,8 @@ class ImageFolderDataModule(TimmTransformsDataModule):
             an argument is out of its range.
     """
 
+    labelled_options = frozenset({"root"})
+
     def __init__(self, root: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = Path(root)

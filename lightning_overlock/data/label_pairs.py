@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_overlock.data.images import FoundImages, find_images, open_image
+from lightning_overlock.data.images import FoundImages, find_images
+from lightning_overlock.data.orientation import viewed_file
 from lightning_overlock.errors import InputError, printable
 
 SKIP = "expected the file to be repaired or removed, or data.skip_invalid to be true"
-EXIF_ORIENTATION = 0x0112
 READERS = 16  # it is the disk that is waited for
 
 Pair = tuple[str, str]
@@ -81,47 +81,49 @@ def match_pairs(images: Path, labels: Path) -> MatchedPairs:
     return MatchedPairs(pairs, problems, found)
 
 
-def size_problems(
-    pairs: Sequence[tuple[Path, Path]], max_pixels: int | None
-) -> tuple[list[Problem | None], int]:
+class Compared(NamedTuple):
+    """What the heads of images and of their label maps say.
+
+    Attributes:
+        problems: What is against each pair, None if nothing is.
+        pixels: The label maps' number of pixels.
+        hidden_turns: Images that are turned where their label maps are not, or otherwise, without a
+            size that would tell for which of both the labels were made.
+    """
+
+    problems: list[Problem | None]
+    pixels: int
+    hidden_turns: list[str]
+
+
+def compare_sizes(pairs: Sequence[tuple[Path, Path]], max_pixels: int | None) -> Compared:
     """Compare the sizes of images and label maps, reading no more than their heads.
 
     Args:
         pairs: The files.
         max_pixels: Most pixels of one image; None is no limit.
-
-    Returns:
-        What is against each pair, None if nothing is; and the label maps' number of pixels.
     """
 
-    def look(pair: tuple[Path, Path]) -> tuple[Problem | None, int]:
+    def look(pair: tuple[Path, Path]) -> tuple[Problem | None, int, bool]:
         image, label = pair
         try:
-            size, label_size = (upright_size(path, max_pixels) for path in pair)
+            own, labels = (viewed_file(path, max_pixels) for path in pair)
         except InputError as error:
-            return Problem(str(image), "that cannot be read", str(error)), 0
+            return Problem(str(image), "that cannot be read", str(error)), 0, False
         problem = None
-        if size != label_size:
-            message = sizes_differ(image, size, label, label_size)
+        if own.size != labels.size:
+            message = sizes_differ(image, own.size, label, labels.size)
             problem = Problem(str(image), "of another size than the label map", message)
-        return problem, label_size[0] * label_size[1]
+        hidden = own.orientation != labels.orientation and (own.hides_turn or labels.hides_turn)
+        return problem, labels.size[0] * labels.size[1], hidden and not problem
 
     with ThreadPoolExecutor(READERS) as pool:
         looked = list(pool.map(look, pairs))
-    return [problem for problem, _ in looked], sum(pixels for _, pixels in looked)
-
-
-def upright_size(path: Path, max_pixels: int | None) -> tuple[int, int]:
-    """Return (width, height) as a viewer shows the image, reading no more than its head.
-
-    Raises:
-        InputError: It cannot be read, or has too many pixels.
-    """
-    with open_image(path, max_pixels) as image:
-        # A PNG that names no EXIF in its head would be read to its end for one.
-        known = image.format != "PNG" or "exif" in image.info
-        turned = known and image.getexif().get(EXIF_ORIENTATION, 1) in {5, 6, 7, 8}
-        return image.size[::-1] if turned else image.size
+    return Compared(
+        [problem for problem, _, _ in looked],
+        sum(pixels for _, pixels, _ in looked),
+        [str(image) for (image, _), (_, _, hidden) in zip(pairs, looked, strict=True) if hidden],
+    )
 
 
 def sizes_differ(

@@ -1,9 +1,12 @@
 """Mini-pathfinder: are the two dots on one dashed path or on two?"""
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_overlock.data.base import Split
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
 from lightning_overlock.data.drawn import Draw, Drawn, DrawnDataModule
 from lightning_overlock.errors import InputError
 from lightning_overlock.ranges import Range, check_range
@@ -152,6 +155,10 @@ def draw(
     return Drawn(canvases[:, None], labels, {"length": np.full(count, length)})
 
 
+def _differs(options: Options) -> bool:
+    return set(options["curriculum"] or ()) != {options["length"]}
+
+
 class PathfinderDataModule(DrawnDataModule):
     """Two dashed paths among shorter ones and two dots: on the same path (1) or on two (0).
 
@@ -177,6 +184,8 @@ class PathfinderDataModule(DrawnDataModule):
         InputError: An argument is out of its range.
     """
 
+    needs: ClassVar[dict[str, Need]] = {"curriculum": ("another number than length", _differs)}
+    training_options = DrawnDataModule.training_options | {"curriculum"}
     title = "pathfinder"
     mean, std = 0.031, 0.158
 
@@ -206,6 +215,8 @@ class PathfinderDataModule(DrawnDataModule):
                 "data.curriculum needs new images in every epoch, found data.fresh false\n"
                 "expected data.fresh true, or no curriculum"
             )
+        options = {"length": length, "curriculum": curriculum}
+        warn_of_unused("data", type(self), options, self.needs)
         self.image_size = image_size
         self.length = length
         self.distractors = distractors

@@ -1,29 +1,27 @@
 """Images with a class for every pixel: folders of images and of label maps."""
 
-import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from lightning_overlock.data.base import BaseDataModule, Split
-from lightning_overlock.data.class_names import check_class_names, read_class_names
-from lightning_overlock.data.dense_transforms import segmentation_transform, to_float, to_pixels
+from lightning_overlock.data.class_names import (
+    check_class_names,
+    read_class_names,
+    warn_if_other,
+)
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
+from lightning_overlock.data.dense_transforms import segmentation_transform, to_pixels
 from lightning_overlock.data.images import (
     MAX_PIXELS,
     FoundImages,
     ImageFiles,
     listing,
     predict_files,
-    read_image,
 )
 from lightning_overlock.data.label_maps import (
     Colour,
@@ -31,14 +29,12 @@ from lightning_overlock.data.label_maps import (
     colour_of,
     label_code,
     palette_of,
-    read_labels,
 )
 from lightning_overlock.data.label_pairs import (
     Pair,
     Problem,
+    compare_sizes,
     match_pairs,
-    size_problems,
-    sizes_differ,
 )
 from lightning_overlock.data.label_survey import (
     Content,
@@ -48,70 +44,24 @@ from lightning_overlock.data.label_survey import (
     sample,
     survey,
 )
+from lightning_overlock.data.labelled_images import LabelledImages
 from lightning_overlock.data.left_out import MAX_LEFT_OUT, LeftOut, refuse_if_too_many
 from lightning_overlock.data.loading import (
     Collate,
-    CorruptImage,
-    Key,
     as_lists,
     global_seed,
-    seeded,
     stack,
 )
+from lightning_overlock.data.orientation import tell_hidden_turns
 from lightning_overlock.errors import InputError, printable
 
 
-class LabelledImages:
-    """Images with label maps: items (image (3, H, W) float32 in [0, 1], labels (H, W) int64).
-
-    Args:
-        images: Folder of the images.
-        labels: Folder of the label maps.
-        pairs: (image, label map), paths relative to those.
-        code: Which value is which class.
-        transform: Augments (image uint8, labels uint8); may draw random numbers.
-        seed: Seed of those.
-        max_pixels: Most pixels of one image; None is no limit.
-    """
-
-    def __init__(
-        self,
-        images: Path,
-        labels: Path,
-        pairs: list[tuple[str, str]],
-        code: LabelCode,
-        transform: Callable[..., Any] | None = None,
-        seed: int = 0,
-        max_pixels: int | None = MAX_PIXELS,
-    ) -> None:
-        self.folders = str(images), str(labels)
-        # Bytes in one array, see `ImageFiles`.
-        self.pairs = np.array([[os.fsencode(file) for file in pair] for pair in pairs])
-        self.code = code
-        self.transform = transform
-        self.seed = seed
-        self.max_pixels = max_pixels
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        image_path, label_path = (
-            os.path.join(folder, os.fsdecode(file))  # noqa: PTH118
-            for folder, file in zip(self.folders, self.pairs[key.index], strict=True)
-        )
-        picture = read_image(image_path, self.max_pixels)
-        values = read_labels(label_path, self.code, self.max_pixels)
-        if values.shape != picture.size[::-1]:
-            raise CorruptImage(
-                sizes_differ(image_path, picture.size, label_path, values.shape[::-1])
-            )
-        image = F.to_image(picture)
-        labels = tv_tensors.Mask(torch.from_numpy(values))
-        if self.transform is not None:
-            with seeded(self.seed, key.epoch, key.index):
-                image, labels = self.transform(image, labels)
-        return to_float(image), labels.as_subclass(Tensor).long()
+def _uses_root(options: Options) -> bool:
+    if None in (*options["train"], *options["val"]):
+        return True
+    root = Path(options["root"])
+    tests = None in options["test"] and (root / "images/test").is_dir()
+    return tests or (options["class_names"] is None and (root / "classes.txt").is_file())
 
 
 class SegmentationFolderDataModule(BaseDataModule):
@@ -164,6 +114,16 @@ class SegmentationFolderDataModule(BaseDataModule):
             another size or other values than the classes have, or an argument is out of its range.
     """
 
+    needs: ClassVar[dict[str, Need]] = {
+        "root": ("a folder of train, val or test not given, or classes.txt in it", _uses_root)
+    }
+    labelled_options = frozenset(
+        ("root", "train_images", "train_labels", "val_images", "val_labels", "test_images")
+    ) | {"test_labels", "class_names", "label_values", "reduce_zero_label"}
+    training_options = frozenset(
+        ("crop_size", "resize", "ratio", "largest_share", "hflip", "photometric")
+    )
+
     def __init__(
         self,
         root: str = "",
@@ -208,6 +168,8 @@ class SegmentationFolderDataModule(BaseDataModule):
             "val": (val_images, val_labels),
             "test": (test_images, test_labels),
         }
+        options = {"root": root, "class_names": class_names, **given}
+        warn_of_unused("data", type(self), options, self.needs)
         self.folders: dict[str, tuple[Path, Path | None]] = {}
         for split, (images, labels) in given.items():
             if root and (split != "test" or Path(root, "images/test").is_dir()):
@@ -251,12 +213,17 @@ class SegmentationFolderDataModule(BaseDataModule):
     def class_names(self) -> list[str]:  # type: ignore[override]
         """The classes' names: as given, or the values of the classes in the files."""
         given = self.given_names
+        own = Path(self.root, "classes.txt")
+        there = bool(self.root) and own.is_file()
         if isinstance(given, list):
             check_class_names(given, "data.class_names")
-            return list(given)
-        path = Path(self.root, "classes.txt") if given is None else Path(given)
-        if given is not None or (self.root and path.is_file()):
-            return read_class_names(path)
+        if given is not None:
+            names = read_class_names(Path(given)) if isinstance(given, str) else list(given)
+            if there:
+                warn_if_other(names, own)
+            return names
+        if there:
+            return read_class_names(own)
         if self.label_values is not None:
             code = label_code(len(self.label_values), False, self.label_values)
             values = code.values or ()
@@ -378,11 +345,13 @@ class SegmentationFolderDataModule(BaseDataModule):
             return self._unlabelled()[1].summary()
         pairs, labels = self.pairs(split), self._labels(split)
         files = [(self.folders[split][0] / image, labels / label) for image, label in pairs]
-        problems, pixels = size_problems(files, self.max_image_pixels)
+        problems, pixels, hidden_turns = compare_sizes(files, self.max_image_pixels)
         kept = [number for number, problem in enumerate(problems) if not problem]
         self._leave_out(split, [problem for problem in problems if problem], len(kept))
         self._pairs[split] = [pairs[number] for number in kept]
         told = self._look_at_labels(split, [files[number][1] for number in kept], pixels)
+        if hidden_turns:
+            told.append(tell_hidden_turns(hidden_turns, "label maps"))
         if self._left_out[split].total:
             left_out = self._left_out[split]
             told.insert(0, left_out.summary(len(kept) + left_out.total))

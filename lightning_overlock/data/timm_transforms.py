@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from lightning_overlock.data.base import BaseDataModule
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
 from lightning_overlock.data.images import MAX_PIXELS, FoundImages, predict_files
 from lightning_overlock.data.left_out import MAX_LEFT_OUT
 from lightning_overlock.errors import InputError
@@ -37,6 +38,18 @@ def keep_one_bit(transform: Any) -> Any:
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
+
+
+def _jitters(options: Options) -> bool:
+    return not options["auto_augment"] or "3a" in options["auto_augment"]
+
+
+def _erases(options: Options) -> bool:
+    return bool(options["re_prob"])
+
+
+def _crops_by_area(options: Options) -> bool:
+    return options["padding"] is None
 
 
 class TimmTransformsDataModule(BaseDataModule):
@@ -87,6 +100,16 @@ class TimmTransformsDataModule(BaseDataModule):
         "mean": SHARE,
         "std": ABOVE_0,
     }
+    needs: ClassVar[dict[str, Need]] = {
+        "color_jitter": ("no auto_augment, or its policy 3a", _jitters),
+        "re_mode": ("re_prob above 0", _erases),
+        "re_count": ("re_prob above 0", _erases),
+        "scale": ("no padding", _crops_by_area),
+        "ratio": ("no padding", _crops_by_area),
+    }
+    training_options = frozenset(
+        ("train_interpolation", "scale", "ratio", "padding", "hflip", "vflip", "color_jitter")
+    ) | {"auto_augment", "re_prob", "re_mode", "re_count"}
 
     def __init__(
         self,
@@ -195,3 +218,4 @@ class TimmTransformsDataModule(BaseDataModule):
                 f"data.auto_augment is '{options['auto_augment']}': {error or 'not understood'}\n"
                 "expected a policy of timm, for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or 3a"
             ) from error
+        warn_of_unused("data", type(self), options, self.needs)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_overlock.data.base import Split
+from lightning_overlock.data.combinations import Need, warn_of_unused
 from lightning_overlock.data.images import ImageFiles, some
 from lightning_overlock.data.loading import CorruptImage, Key, global_seed, seeded
 from lightning_overlock.data.timm_transforms import TimmTransformsDataModule
@@ -112,6 +113,15 @@ class TorchvisionDataModule(TimmTransformsDataModule):
             range.
     """
 
+    needs: ClassVar[dict[str, Need]] = TimmTransformsDataModule.needs | {
+        "cut_validation": ("a data set without a validation part", lambda o: o["val"] is None),
+        "cut_test": ("a data set without a test part", lambda o: o["test"] is None),
+        "split_seed": ("a data set that lacks a part", lambda o: None in (o["val"], o["test"])),
+    }
+    labelled_options = frozenset(
+        ("root", "download", "dataset_args", "cut_validation", "cut_test", "split_seed")
+    )
+
     def __init__(
         self,
         dataset: str = "",
@@ -135,6 +145,9 @@ class TorchvisionDataModule(TimmTransformsDataModule):
         check_arguments(dataset, dataset_args or {})
         self.dataset = dataset
         self.layout = LAYOUTS[dataset]
+        cuts = {"cut_validation": cut_validation, "cut_test": cut_test, "split_seed": split_seed}
+        options = {**cuts, "val": self.layout.val, "test": self.layout.test}
+        warn_of_unused("data", type(self), options, self.needs)
         self.root = Path(root).expanduser()
         self.download = download
         self.dataset_args = dataset_args or {}

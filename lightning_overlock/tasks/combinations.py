@@ -1,14 +1,7 @@
 """Options of a task that exclude each other, or that change nothing without another one."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
-
+from lightning_overlock.data.combinations import Need, Options, warn_of_unused
 from lightning_overlock.errors import InputError
-
-Options = Mapping[str, Any]
 
 
 def _warms_up(options: Options) -> bool:
@@ -20,8 +13,7 @@ def _decays_smoothly(options: Options) -> bool:
     return bool(options["schedule"] != "multistep")
 
 
-# What an option needs, and whether the options have it.
-NEEDS: dict[str, tuple[str, Callable[[Options], bool]]] = {
+NEEDS: dict[str, Need] = {
     "gamma": ("schedule multistep", lambda options: options["schedule"] == "multistep"),
     "power": ("schedule poly", lambda options: options["schedule"] == "poly"),
     "min_lr": ("schedule cosine or poly", _decays_smoothly),
@@ -61,13 +53,4 @@ def check_combinations(task: type, options: Options) -> None:
         raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
     if options["pretrained"] and options["init_from"] is not None:
         raise InputError("pretrained and init_from are both given, expected one of them")
-    defaults: dict[str, Any] = {}
-    for part in reversed(task.__mro__):
-        signature = inspect.signature(part.__init__)  # type: ignore[misc]
-        defaults |= {name: known.default for name, known in signature.parameters.items()}
-    for name, (needed, fulfilled) in NEEDS.items():
-        if name in options and options[name] != defaults[name] and not fulfilled(options):
-            rank_zero_warn(
-                f"model.{name} {options[name]} changes nothing, it needs {needed}",
-                category=UserWarning,
-            )
+    warn_of_unused("model", task, options, NEEDS)

@@ -64,6 +64,28 @@ def test_the_checkpoint_holds_what_prediction_needs_in_plain_types(classifier):
     assert torch.load(path, weights_only=True)["data"] == {"class_names": NAMES}
 
 
+@pytest.mark.parametrize(
+    ("command", "word", "reason"),
+    [
+        ("predict", "--data.root=photos", "The checkpoint and data.predict_dir say all"),
+        ("predict", "--data.hflip=0.1", "Only fit does"),
+        ("validate", "--data.re_prob=0.1", "Only fit does"),
+        ("validate", "--data.predict_dir=new", "Only predict does"),
+        ("test", "--data.init_args.predict_dir=new", "Only predict does"),
+    ],
+)
+def test_options_of_the_data_that_a_command_does_not_use_are_refused(
+    classifier, command, word, reason, capsys
+):
+    (classifier / "new").mkdir(exist_ok=True)
+    words = [f"--ckpt_path={classifier / 'runs/photos'}", word]
+    images = [f"--data.predict_dir={classifier / 'new'}"] if command == "predict" else []
+    assert main([command, *words, *images]) == 2
+    answer = capsys.readouterr().err
+    assert f"{word.partition('=')[0]}: {command} makes no use of this option." in answer
+    assert f"{reason}; leave it out." in answer
+
+
 def test_every_image_has_a_row_and_a_broken_one_costs_a_line(
     classifier, tmp_path, monkeypatch, capsys, caplog
 ):

@@ -1,7 +1,7 @@
 """Names of classes in a text file: which are taken as they are, and which are refused."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightning_overlock.data.class_names import alike, check_class_names, read_class_names
@@ -37,6 +37,8 @@ def test_names_of_any_script_are_read_as_they_were_written(tmp_path_factory, nam
     path = written(tmp_path_factory.mktemp("names"), "\n".join(names))
     if names[0].startswith("\ufeff"):
         return  # the mark that says the file is in UTF-8
+    # Numbers and marks of lists at the beginning of every line are refused, see below.
+    assume(len(names) == 1 or any(name[0].isalpha() for name in names[1:]))
     assert read_class_names(path) == names
     check_class_names(names, "a list")
     assert all(printable(name) == name for name in names)
@@ -61,6 +63,68 @@ def test_what_could_be_misread_is_refused(tmp_path, content, message):
         read_class_names(written(tmp_path, content))
     assert len(str(caught.value).splitlines()) <= 3
     assert "classes.txt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "0 ground\n1 sky\n",
+        "1 ground\n2 sky\n",
+        "1: ground\n0: sky\n",
+        "0,ground\n1,sky\n",
+        "0) ground\n1) sky\n",
+        "0\u00a0ground\n1\u00a0sky\n",
+        "7 road\n8 side walk\n11 wall",
+        "id,name\n0,ground\n1,sky\n",
+        "Index name\n10 ground\n2 sky\n",
+        "ground,0,0,0\nsky,70,130,180\n",
+        "ground; 0\nsky; 1\n",
+        "ground|1\nsky|2\n",
+        "- ground\n- sky\n",
+        '"ground",\n"sky"\n',
+        "'ground'\n'sky'\n",
+        '[\n"ground",\n"sky"\n]\n',
+    ],
+)
+def test_more_than_names_is_no_part_of_them(tmp_path, content):
+    with pytest.raises(InputError, match=r"classes\.txt: every line ") as caught:
+        read_class_names(written(tmp_path, content))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 3
+    assert "expected nothing but the name of a class per line" in message
+    assert "as a list in data.class_names" in message
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml", "YML"])
+def test_files_for_programs_are_no_list_of_lines(tmp_path, suffix):
+    path = tmp_path / f"classes.{suffix}"
+    path.write_text('["ground", "sky"]')
+    with pytest.raises(InputError, match=rf"classes\.{suffix}: a file for programs"):
+        read_class_names(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0", "1", "2"],
+        ["3d print", "2d print"],
+        ["1 cent", "1 euro"],
+        ["1 cent", "two euro"],
+        ["1.5 l", "2.5 l"],
+        ["2-door", "4-door"],
+        ["1st", "2nd"],
+        ["24/7", "7/11"],
+        ["class 0", "class 1"],
+        ["bed, double", "bed, single"],
+        ["[b] x", "null"],
+        ['"quoted"', "not"],
+        ["- dash", "not"],
+        ["label"],
+        ["0 alone"],
+    ],
+)
+def test_digits_and_marks_within_names_are_names(tmp_path, names):
+    assert read_class_names(written(tmp_path, "\n".join(names))) == names
 
 
 def test_names_that_a_person_takes_for_the_same_are_found():

@@ -497,6 +497,69 @@ def test_folders_in_file_names_are_told(read, folder, name):
     assert f'{folder} has "1.png"' in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["deep\\{}", ".\\deep\\{}", "deep/{}", "deep\\deeper\\..\\{}"])
+@pytest.mark.parametrize("purpose", ["train", "eval", "predict"])
+def test_windows_names_of_folders_are_found(tmp_path, name, purpose):
+    (tmp_path / "deep/deeper").mkdir(parents=True)
+    data = content()
+    for image in data["images"]:
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "deep" / image["file_name"])
+        image["file_name"] = name.format(image["file_name"])
+    (tmp_path / "some.json").write_text(json.dumps(data))
+    file = read_coco(tmp_path / "some.json", tmp_path, purpose)
+    assert all((tmp_path / written.decode()).is_file() for written in file.names)
+    assert len(file.ids) == 4
+
+
+def test_a_backslash_in_a_file_s_own_name_stays(tmp_path):
+    data = content(images=1)
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a\\b.png")
+    data["images"][0]["file_name"] = "a\\b.png"
+    (tmp_path / "some.json").write_text(json.dumps(data))
+    assert read_coco(tmp_path / "some.json", tmp_path).names.tolist() == [b"a\\b.png"]
+
+
+def test_two_images_of_one_file_must_have_the_same_objects(read):
+    data = content()
+    data["images"][3]["file_name"] = "1.png"
+    with pytest.raises(
+        InputError,
+        match=r"2 of 4 images cannot be used: 2 whose file is that of another with other objects "
+        r'\("1.png" of the images 1, 4\)\n.*or all objects of a file given to one image',
+    ):
+        read(data)
+    file = read(data, skip_invalid=True, max_left_out=0.5)
+    assert file.ids.tolist() == [2, 3]
+    assert {a["image_id"] for a in objects(file)} == {2, 3}
+    assert any("2 left out" in note for note in file.notes)
+    assert len(read(data, purpose="predict").ids) == 4  # annotations do not matter
+
+
+@pytest.mark.parametrize("purpose", ["train", "eval"])
+def test_two_images_of_one_file_with_half_the_objects_each_are_doubles_as_well(read, purpose):
+    data = content()
+    data["images"].append(data["images"][0] | {"id": 9})  # and no object of its own
+    with pytest.raises(InputError, match=r"2 of 5 images cannot be used"):
+        read(data, purpose=purpose)
+    again = [a | {"image_id": 9, "id": 90 + a["id"]} for a in data["annotations"][:2]]
+    data["annotations"] += again[::-1]
+    file = read(data, purpose=purpose)
+    assert file.ids.tolist() == [1, 2, 3, 4, 9]
+    assert "1 images have the file and the objects of another" in file.notes
+
+
+def test_classes_without_an_object_are_told(read):
+    data = content()
+    data["categories"] += [{"id": 3, "name": "[ring]"}, {"id": 4, "name": "no"}]
+    for purpose in ("train", "eval"):
+        file = read(data, purpose=purpose)
+        assert file.notes == ["there is no object of the classes [ring], no"]
+        assert file.categories[2:] == [(3, "[ring]"), (4, "no")]
+    data["annotations"] = []
+    assert read(data).notes == []
+    assert not read(data).has_objects.any()
+
+
 def test_names_that_differ_in_case_or_composition_are_told(read, folder, tmp_path):
     (folder / "Cafe\u0301.png").write_bytes((folder / "1.png").read_bytes())
     data = content()

@@ -145,10 +145,11 @@ def test_a_turned_image_has_a_label_map_as_a_viewer_shows_it(root):
 
 
 def test_class_names_come_from_a_list_a_file_or_the_labels(root, tmp_path):
+    assert len(folder(root).class_names) == 3
+    (root / "classes.txt").unlink()
     assert folder(root, class_names=["a", "b", "c"]).class_names == ["a", "b", "c"]
     (tmp_path / "mine.txt").write_text("x\ny\nz")
     assert folder(root, class_names=str(tmp_path / "mine.txt")).class_names == ["x", "y", "z"]
-    (root / "classes.txt").unlink()
     assert folder(root).class_names == ["0", "1", "2"]
     assert folder(root, reduce_zero_label=True).class_names == ["1", "2"]
     with pytest.raises(InputError, match=r"nothing\.txt cannot be read"):
@@ -162,6 +163,7 @@ def test_colours_are_those_of_the_labels_palette(root):
     values = np.asarray(Image.open(root / "labels/train/deep/0.png"))
     save(root / "labels/train/deep/0.png", values, "P")
     assert folder(root).palette == [(9, 8, 7), (1, 2, 3), (250, 0, 0)]
+    (root / "classes.txt").unlink()
     names = ["sea", "land"]
     reduced = folder(root, reduce_zero_label=True, class_names=names)
     assert reduced.palette == [(1, 2, 3), (250, 0, 0)]
