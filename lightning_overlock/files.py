@@ -1,10 +1,15 @@
 """Files and folders that a user names: what cannot be read or written is told before any work."""
 
 import contextlib
+import io
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning_overlock.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def read_text(path: Path, typed: str) -> str:
@@ -69,3 +74,40 @@ def require_file_writable(path: Path, typed: str) -> None:
         ) from None
     if not there:
         path.unlink()
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, or leave none: half of one would be taken for whole.
+
+    Args:
+        path: The file.
+        content: All of it.
+
+    Raises:
+        OSError: It cannot be written, with the file's name, which the system leaves out where the
+            disk is full.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        error.filename = str(path)
+        raise
+
+
+def save_image(image: "Image", path: Path, kind: str = "PNG", **options: Any) -> None:
+    """Write an image; where Pillow writes the file itself, it does not say why it could not.
+
+    Args:
+        image: The image.
+        path: The file.
+        kind: Pillow's name of the format.
+        options: Those of Pillow for this format.
+
+    Raises:
+        OSError: As `write_whole` says.
+    """
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    write_whole(path, content.getbuffer())

@@ -1,6 +1,8 @@
 """Functions that test files of several rooms share."""
 
 import csv
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -56,3 +58,14 @@ def write_checkpoint(path, task, data, config):
     task.trainer = trainer
     trainer._data_connector.attach_datamodule(task, datamodule=data)
     trainer.save_checkpoint(path)
+
+
+@contextmanager
+def small_files(limit):
+    """No file may grow beyond so many bytes, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 128 + signal.SIGINT
         if leave.code not in {None, 0}:
             raise
-        return 0
+        # Lightning's exception for SIGTERM has no code and is no end like any other.
+        return 0 if type(leave) is SystemExit else 128 + signal.SIGTERM
     except (InputError, ConfigError) as error:
         if is_rank_zero():
             print("\n".join(f"lightning: {error}".splitlines()[:3]), file=sys.stderr)

@@ -24,6 +24,7 @@ from lightning_overlock import tasks as tasks
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.callbacks.epoch_lines import EpochLines, format_metrics
 from lightning_overlock.callbacks.prediction_images import PredictionImages
+from lightning_overlock.callbacks.terminated import StopPrediction
 from lightning_overlock.callbacks.trackers import (
     TrackedRun,
     Tracking,
@@ -90,10 +91,8 @@ def run(request: Request) -> None:
 def _options_of_class(class_path: str, attribute: str) -> frozenset[str]:
     """Return a set of options that a task or data module declares, empty where it does not.
 
-    Args:
-        class_path: The class.
-        attribute: "overridable_options" of a task: those that may differ from a checkpoint's;
-            "training_options" and "labelled_options" of data, see `BaseDataModule`.
+    These are "overridable_options" of a task, which may differ from a checkpoint's, and
+    "training_options" and "labelled_options" of data, see `BaseDataModule`.
     """
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
@@ -210,8 +209,7 @@ class TrainingCLI(LightningCLI):
 
     def _refuse_unused_data_options(self) -> None:
         """Refuse options of the data that were typed and would change nothing in this command."""
-        command = self.request.command
-        if command == "fit":
+        if (command := self.request.command) == "fit":
             return
         class_path = self.config[command].data.class_path
         unused = dict.fromkeys(_options_of_class(class_path, "training_options"), "Only fit does")
@@ -220,8 +218,8 @@ class TrainingCLI(LightningCLI):
         if command != "predict":
             unused["predict_dir"] = "Only predict does"
         elif "predict_dir" in typed and self.request.checkpoint is not None:
-            labelled = _options_of_class(class_path, "labelled_options")
-            unused |= dict.fromkeys(labelled, "The checkpoint and data.predict_dir say all")
+            reason = "The checkpoint and data.predict_dir say all"
+            unused |= dict.fromkeys(_options_of_class(class_path, "labelled_options"), reason)
         for option in typed.keys() & unused.keys():
             raise InputError(
                 f"--{typed[option]}: {command} makes no use of this option.\n"
@@ -379,6 +377,8 @@ class TrainingCLI(LightningCLI):
             epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
             found.append(MetricsFile(self.folder, epoch, step))
             found.append(PredictionImages())
+            if self.request.command == "predict":
+                found.append(StopPrediction())
             if self.request.command == "fit":
                 found.append(ExactResume(self.config.fit.allow_changes))
                 found.append(Tracking(self._tracked(), self._stored_config()))

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_overlock.data.images import image_suffixes
-from lightning_overlock.data.orientation import viewed_file
 from lightning_overlock.data.left_out import LeftOut
+from lightning_overlock.data.orientation import viewed_file
 from lightning_overlock.errors import InputError, printable
 
 IMAGES, OBJECTS = "images", "objects"

@@ -26,6 +26,7 @@ from lightning_overlock.data.images import MAX_PIXELS, ImageFiles
 from lightning_overlock.data.labelled_images import LabelledImages
 from lightning_overlock.data.segmentation_folder import SegmentationFolderDataModule
 from lightning_overlock.errors import InputError
+from lightning_overlock.files import save_image
 from lightning_overlock.ranges import Range, check_range
 
 SPLITS: tuple[DigitSplit, ...] = ("train", "val", "test")
@@ -209,9 +210,10 @@ def _write_split(folder: Path, split: DigitSplit, options: SceneOptions) -> None
         random = np.random.default_rng((options.seed, SPLITS.index(split), number))
         scene = draw_scene(digits, options, random)
         name = f"{number:05d}.png"
-        Image.fromarray(scene.image).save(folder / "images" / split / name, compress_level=1)
+        image = Image.fromarray(scene.image)
+        save_image(image, folder / "images" / split / name, compress_level=1)
         label_of_owner = np.array([0, *(label + 1 for label in scene.labels)], np.uint8)
-        Image.fromarray(label_of_owner[scene.owner]).save(folder / "labels" / split / name)
+        save_image(Image.fromarray(label_of_owner[scene.owner]), folder / "labels" / split / name)
         height, width = scene.owner.shape
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         for place, label in enumerate(scene.labels, 1):

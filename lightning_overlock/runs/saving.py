@@ -56,10 +56,11 @@ class WholeFiles(TorchCheckpointIO):
 class BestAndLast(Checkpoint):
     """Keeps `best.ckpt` and `last.ckpt` in one folder, under these fixed names.
 
-    `last.ckpt` is written after every validation and every epoch, and when Ctrl-C or SIGTERM stops
-    the run, never after an error. `best.ckpt` is a copy of it, made when a validation improves on
-    the best so far, also across restarts and wherever the run folder has moved since. Lightning's
-    ModelCheckpoint forgets the best score when the folder moves, and knows no signals.
+    `last.ckpt` is written after every validation and every epoch, and when Ctrl-C, SIGTERM or
+    SLURM's signal for requeueing stops the run, never after an error. `best.ckpt` is a copy of it,
+    made when a validation improves on the best so far, also across restarts and wherever the run
+    folder has moved since. Lightning's ModelCheckpoint forgets the best score when the folder
+    moves, and knows no signals.
 
     A validation that is made only because training stops amid an epoch is not the run's if it goes
     on: the best checkpoint before it is kept until then.
@@ -80,6 +81,7 @@ class BestAndLast(Checkpoint):
         self._improved = False
         self._signum: int | None = None
         self._interrupts = 0
+        self._requeue_signum: int | None = None
         self._requeue = False
         self._handlers: dict[int, Any] = {}
 
@@ -204,13 +206,12 @@ class BestAndLast(Checkpoint):
             self._reconcile(trainer)
         if threading.current_thread() is not threading.main_thread():
             return
-        signals = [signal.SIGINT]
+        # SLURM's SIGTERM is a cancelled job, a preempted one, or one whose time is over.
+        signals = [signal.SIGINT, signal.SIGTERM]
         environment: Any = trainer._accelerator_connector.cluster_environment
-        self._requeue = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        # Under SLURM the end of the time is told by a signal of its own, and SIGTERM passed over.
-        signals.append(
-            (environment.requeue_signal or signal.SIGUSR1) if self._requeue else signal.SIGTERM
-        )
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signum = environment.requeue_signal or signal.SIGUSR1
+            signals.append(self._requeue_signum)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
 
     def on_train_batch_end(
@@ -248,6 +249,7 @@ class BestAndLast(Checkpoint):
         # A cluster's SIGTERM goes to all processes of a job, and so comes beside the runner's
         # SIGINT: only who presses Ctrl-C twice is in a hurry.
         self._interrupts += signum == signal.SIGINT
+        self._requeue |= signum == self._requeue_signum
         if self._interrupts == 2:
             raise KeyboardInterrupt
         if self._signum is not None:
@@ -268,7 +270,7 @@ class BestAndLast(Checkpoint):
         if save:
             self._save(trainer)
         signum = self._signum or signal.SIGINT
-        if self._requeue and signum != signal.SIGINT and trainer.is_global_zero:
+        if self._requeue and not self._interrupts and trainer.is_global_zero:
             requeue_job()
         raise Interrupted(signum)
 

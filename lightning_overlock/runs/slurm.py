@@ -9,6 +9,7 @@ def requeue_job() -> None:
     job = os.environ["SLURM_JOB_ID"]
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], check=False)
-    if done.returncode != 0:
-        print(f"scontrol requeue {job} failed with exit code {done.returncode}.")
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:  # it is not there, or refuses
+        print(f"This job is not queued again: {error}.")

@@ -1,5 +1,6 @@
 """Figures of a sweep: rows with error bars, learning curves, and cost against the metric."""
 
+import io
 from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib import colormaps, pyplot, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_overlock.files import write_whole
 from lightning_overlock.runs.metrics_file import read_curve
 from lightning_overlock.sweep.results import COSTS, Line, Results
 from lightning_overlock.sweep.search_plots import search_figures
@@ -44,15 +46,21 @@ def write(results: Results, folder: Path) -> None:
     style: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": results.name}
     for name, figure in figures(results).items():
         marks: dict[str, Any] = {"Title": title, "Description": facts}
-        figure.savefig(folder / f"{name}.png", dpi=DPI, metadata=marks)
+        _save(figure, folder / f"{name}.png", dpi=DPI, metadata=marks)
         pyplot.close(figure)  # Optuna's are pyplot's
     with rc_context(COLUMN_STYLE | style):
         for name, figure in figures(results, COLUMN).items():
             marks = {"Title": title, "Description": facts, "Date": None}
-            figure.savefig(folder / f"{name}.svg", metadata=marks)
+            _save(figure, folder / f"{name}.svg", metadata=marks)
             marks = {"Title": title, "Subject": facts, "CreationDate": None}
-            figure.savefig(folder / f"{name}.pdf", metadata=marks)
+            _save(figure, folder / f"{name}.pdf", metadata=marks)
             pyplot.close(figure)
+
+
+def _save(figure: Figure, path: Path, **options: Any) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], **options)
+    write_whole(path, content.getbuffer())
 
 
 def figures(results: Results, width: float = WIDE) -> dict[str, Figure]:

@@ -21,10 +21,16 @@ from lightning_overlock.metrics.coco import (
     find_evaluator,
 )
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, SHARE, Range
+from lightning_overlock.runs.disk import replace_file
 from lightning_overlock.runs.layout import DETECTED_IMAGES, DETECTIONS, DRAWN
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import draw_detections
-from lightning_overlock.tasks.predictions import Rows, keep_earlier
+from lightning_overlock.tasks.predictions import (
+    ROWS_ARE_GOOD,
+    Rows,
+    keep_earlier,
+    write_prediction,
+)
 from lightning_overlock.tasks.results import DetectedObjects
 
 Target = dict[str, Any]
@@ -334,8 +340,7 @@ class DetectionTask(BaseTask):
         # A file's name may have folders in it, but must not lead out of this one.
         parts = [part for part in PurePosixPath(file_name).parts if part not in {"/", ".."}]
         path = Path(self.trainer.default_root_dir, DRAWN, *parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(path)
+        write_prediction(Image.fromarray(drawn.permute(1, 2, 0).numpy()), path)
 
     def on_predict_epoch_end(self) -> None:
         """Close `detections.json` and write `images.json`."""
@@ -349,7 +354,7 @@ class DetectionTask(BaseTask):
             "categories": [{"id": category, "name": name} for category, name in named],
         }
         folder = Path(self.trainer.default_root_dir)
-        (folder / DETECTED_IMAGES).write_text(json.dumps(spoken_of), encoding="utf-8")
+        replace_file(folder / DETECTED_IMAGES, json.dumps(spoken_of).encode(), ROWS_ARE_GOOD)
         rank_zero_info(f"Detections: {folder / DETECTIONS}")
         if self.hparams["draw_score"] is not None:
             rank_zero_info(f"Drawn: {folder / DRAWN}")

@@ -1,15 +1,19 @@
 """Metrics of each class, as a table, as CSV and as a picture."""
 
 import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
+
+from lightning_overlock.runs.disk import replace_file
 
 # With more classes a picture has no room for their names.
 NAMED_CLASSES = 40
@@ -32,15 +36,14 @@ def write_classes(
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ["class", *shares, *counts]
     table = Table(*(name.replace("iou", "IoU") for name in columns))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for index, name in enumerate(class_names):
-            values = [float(column[index]) for column in shares.values()]
-            written = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-            numbers = [str(int(column[index])) for column in counts.values()]
-            writer.writerow([name, *written, *numbers])
-            table.add_row(Text(name), *(value[:6] for value in written), *numbers)
+    rows = [columns]
+    for index, name in enumerate(class_names):
+        values = [float(column[index]) for column in shares.values()]
+        written = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+        numbers = [str(int(column[index])) for column in counts.values()]
+        rows.append([name, *written, *numbers])
+        table.add_row(Text(name), *(value[:6] for value in written), *numbers)
+    _write_csv(path, rows)
     rich.print(table)
     rank_zero_info(f"Classes: {path}")
 
@@ -53,12 +56,8 @@ def write_confusion(path: Path, class_names: Sequence[str], confusion: Tensor) -
         class_names: C names.
         confusion: (C, C), images by true class (rows) and predicted class (columns).
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true class", *class_names])
-        writer.writerows(
-            [name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True)
-        )
+    named = zip(class_names, confusion.tolist(), strict=True)
+    _write_csv(path, [["true class", *class_names], *([name, *row] for name, row in named)])
     # Neither `fit` nor `predict` needs it.
     from matplotlib.figure import Figure
 
@@ -75,5 +74,13 @@ def write_confusion(path: Path, class_names: Sequence[str], confusion: Tensor) -
             axis.set_ticks(range(count), [name[:24] for name in class_names], parse_math=False)
         axes.xaxis.set_tick_params(rotation=90)
     figure.colorbar(image, label="share of the true class")
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    replace_file(path.with_suffix(".png"), picture.getbuffer())
     rank_zero_info(f"Confusion matrix: {path}, {path.with_suffix('.png').name}")
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    replace_file(path, text.getvalue().encode())

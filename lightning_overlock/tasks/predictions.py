@@ -1,13 +1,19 @@
 """Files of predictions: written row by row, beside those of earlier predictions."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 
 from lightning_overlock.errors import InputError
+from lightning_overlock.files import save_image
+from lightning_overlock.runs.disk import writing
+
+ROWS_ARE_GOOD = "What is already written is good. Make room, then predict again."
 
 
 def keep_earlier(trainer: Trainer, name: str) -> Path:
@@ -33,6 +39,38 @@ def keep_earlier(trainer: Trainer, name: str) -> Path:
     return path
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to a file all or nothing: half a row would be read as another one.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    with writing(path, ROWS_ARE_GOOD):
+        size = path.stat().st_size
+        try:
+            with path.open("ab") as file:
+                file.write(content)
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+def write_prediction(image: Image.Image, path: Path) -> None:
+    """Write a picture of predictions, in the format of its suffix.
+
+    Where Pillow reads that format and does not write it, NAME.png is written.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        path, kind = path.with_name(f"{path.name}.png"), "PNG"
+    with writing(path, ROWS_ARE_GOOD):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(image, path, kind)
+
+
 class Rows:
     """A text file that grows while predictions are made; each process writes a part of its own.
 
@@ -51,7 +89,9 @@ class Rows:
         self.separator = separator
         self._empty = True
         self._own = self._part(trainer.global_rank)
-        self._own.write_bytes(head.encode() if trainer.is_global_zero else b"")
+        with writing(self._own):
+            self._own.touch()
+        append(self._own, head.encode() if trainer.is_global_zero else b"")
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f"{self.path.name}.of{rank}") if rank else self.path
@@ -62,9 +102,8 @@ class Rows:
 
     def _append(self, path: Path, text: str) -> None:
         before = "" if self._empty else self.separator
-        with path.open("ab") as file:
-            # Bytes of file names that are no UTF-8 are escaped.
-            file.write((before + text).encode(errors="backslashreplace"))
+        # Bytes of file names that are no UTF-8 are escaped.
+        append(path, (before + text).encode(errors="backslashreplace"))
         self._empty = False
 
     def close(self, end: str = "") -> None:
@@ -76,8 +115,7 @@ class Rows:
             if text := self._part(rank).read_bytes().decode():
                 self._append(self.path, text)
             self._part(rank).unlink()
-        with self.path.open("ab") as file:
-            file.write(end.encode())
+        append(self.path, end.encode())
 
 
 def gathered(own: list[str], trainer: Trainer) -> list[str]:

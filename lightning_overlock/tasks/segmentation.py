@@ -27,7 +27,7 @@ from lightning_overlock.runs.layout import SEGMENTATION, per_class
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.drawing import class_colors, overlay
 from lightning_overlock.tasks.per_class import write_classes
-from lightning_overlock.tasks.predictions import keep_earlier
+from lightning_overlock.tasks.predictions import keep_earlier, write_prediction
 from lightning_overlock.tasks.results import Segmentation
 
 # The label of pixels that count neither in the loss nor in a metric.
@@ -385,12 +385,12 @@ class SegmentationTask(BaseTask):
         self.outputs.refuse(self.trainer, together=False)
         for image, path, labels in zip(images, paths, predicted, strict=True):
             target = self._target(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._label_image(labels.to(torch.uint8).cpu().numpy()).save(target)
+            label_image = self._label_image(labels.to(torch.uint8).cpu().numpy())
+            write_prediction(label_image, target)
             written.append(str(target))
             if self.hparams["save_overlays"]:
                 drawn = overlay(image, labels, self.palette).permute(1, 2, 0)
-                Image.fromarray(drawn.numpy()).save(target.with_suffix(".overlay.png"))
+                write_prediction(Image.fromarray(drawn.numpy()), target.with_suffix(".overlay.png"))
         return written
 
     def _target(self, path: str) -> Path:

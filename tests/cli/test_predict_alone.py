@@ -5,15 +5,19 @@ import csv
 import io
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
+from shared import small_files
 
 from lightning_overlock import load
 from lightning_overlock.cli.main import main
+from lightning_overlock.tasks import ClassificationTask
 
 NAMES = ["[b] null", "tree [dead]"]
 
@@ -222,6 +226,56 @@ def test_python_says_what_predict_writes_of_a_segmenter(segmenter, tmp_path, mon
     for found in task.predict_images(three_kinds(tmp_path / "new/a.png")):
         assert found.labels.dtype == np.int64
         np.testing.assert_array_equal(found.labels, expected)
+
+
+def test_a_signal_ends_a_prediction_after_its_batch(classifier, tmp_path, monkeypatch):
+    """Lightning would predict for all others, and say that all went well."""
+    for number in range(6):
+        save(tmp_path / f"new/{number}.png", photo(number))
+    monkeypatch.chdir(classifier)
+    step = ClassificationTask.predict_step
+
+    def interrupted(self, batch, batch_idx):
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "predict_step", interrupted)
+    found = predict(classifier, tmp_path / "new", "--data.batch_size=1")
+    assert found == 128 + signal.SIGTERM
+    assert len(rows(classifier)) == 3
+
+
+def test_a_signal_ends_an_evaluation_with_the_code_of_one(monkeypatch):
+    """Lightning's exception for it has none, as if all went well."""
+
+    def terminated(arguments):
+        raise SIGTERMException
+
+    monkeypatch.setattr("lightning_overlock.cli.main._run", terminated)
+    assert main(["validate"]) == 128 + signal.SIGTERM
+
+
+def test_a_full_disk_ends_a_prediction_in_words(
+    classifier, segmenter, tmp_path, monkeypatch, capsys
+):
+    """The rows and pictures until then are whole."""
+    for number in range(6):
+        save(tmp_path / f"new/{number}.png", photo(number))
+    monkeypatch.chdir(classifier)
+    with small_files(500):
+        assert predict(classifier, tmp_path / "new", "--data.batch_size=1") == 2
+    written = rows(classifier)
+    assert 1 <= len(written) < 6
+    assert all(row["probability2"] and len(row) == 5 for row in written)
+    answer = capsys.readouterr().err.splitlines()
+    assert "predictions.csv cannot be written: File too large." in answer[-2]
+    assert answer[-1].startswith("What is already written is good.")
+    monkeypatch.chdir(segmenter)
+    with small_files(60):
+        assert predict(segmenter, tmp_path / "new") == 2
+    assert "0.png cannot be written: File too large." in capsys.readouterr().err
+    assert not list(Path("runs/photos/segmentation").rglob("*.png"))
 
 
 def test_names_with_brackets_are_unharmed_in_the_table_per_class(segmenter):

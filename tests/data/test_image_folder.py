@@ -129,7 +129,7 @@ def test_training_is_timms_augmentation_seeded_by_seed_epoch_and_index(root, mon
         "hflip": 0.4,
         "vflip": 0.3,
         "color_jitter": 0.2,
-        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "auto_augment": "3a-mstd0.5",
         "re_prob": 0.5,
         "re_mode": "pixel",
         "re_count": 2,

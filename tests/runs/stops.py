@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
@@ -102,6 +103,17 @@ class Stop:
     at: int
 
 
+# Signals that come while a validation is made.
+IN_VALIDATION = {
+    "signal in validation": [signal.SIGINT],
+    "SIGTERM in validation": [signal.SIGTERM],
+    "SIGTERM three times in validation": [signal.SIGTERM] * 3,
+    "SIGINT and SIGTERM in validation": [signal.SIGINT, signal.SIGTERM],
+    "SIGUSR1 of SLURM in validation": [signal.SIGUSR1],
+    "SIGTERM and SIGUSR1 of SLURM in validation": [signal.SIGTERM, signal.SIGUSR1],
+}
+
+
 class Killed(Exception):
     pass
 
@@ -127,8 +139,8 @@ class Stopper(Callback):
             return
         self.validated += 1
         if self.validated == self.stop.at:
-            if self.stop.kind == "signal in validation":
-                os.kill(os.getpid(), signal.SIGINT)
+            for number in IN_VALIDATION.get(self.stop.kind, []):
+                os.kill(os.getpid(), number)
             if self.stop.kind == "kill in validation":
                 raise Killed
 
@@ -192,6 +204,8 @@ def train(folder, plan, stop=Stop("none", 0), seed=1, allow_changes=False, **cha
     torch.manual_seed(0)
     data = Points(plan.batches, **changes.pop("data", {}))
     saving = KilledWhileSaving(folder, "val/loss", "min", stop=stop)
+    if "of SLURM" in stop.kind:
+        changes["plugins"] = [SLURMEnvironment(auto_requeue=True)]
     trainer = Trainer(
         accelerator="cpu",
         logger=False,

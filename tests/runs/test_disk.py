@@ -2,12 +2,11 @@
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from runs.stops import Plan, Stop, differences, result, train
+from shared import small_files
 
 from lightning_overlock.cli import main as command
 from lightning_overlock.errors import InputError
@@ -15,17 +14,6 @@ from lightning_overlock.runs.disk import replace_file
 from lightning_overlock.runs.layout import BEST, CONFIG, LAST, METRICS
 from lightning_overlock.runs.lock import claim_run_folder
 from lightning_overlock.runs.metrics_file import read_curve, write_row
-
-
-@contextmanager
-def small_files(limit):
-    """No file may grow beyond so many bytes, as on a disk that is nearly full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [0, 999, 1000])

@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from runs.stops import Plan, Stop, differences, load, of_training, result, train
+from runs.stops import IN_VALIDATION, Plan, Stop, differences, load, of_training, result, train
 
 from lightning_overlock.errors import InputError
 from lightning_overlock.runs.layout import LAST
@@ -66,7 +67,13 @@ STOPS = st.one_of(
     st.builds(
         Stop,
         st.sampled_from(
-            ["signal in validation", "kill in validation", "kill before save", "kill amid save"]
+            [
+                "signal in validation",
+                "SIGTERM in validation",
+                "kill in validation",
+                "kill before save",
+                "kill amid save",
+            ]
         ),
         st.integers(1, 8),
     ),
@@ -126,6 +133,51 @@ def continues_exactly(plan, stops):
 )
 def test_a_run_goes_on_exactly_where_it_once_did_not(plan, stops):
     continues_exactly(plan, stops)
+
+
+@pytest.fixture
+def slurm(monkeypatch, tmp_path):
+    """A job of SLURM of one process, with a stand-in for `scontrol` that notes what is asked."""
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    tool, asked = tmp_path / "scontrol", tmp_path / "asked"
+    tool.write_text(f'#!/bin/sh\necho "$*" >> {asked}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return asked
+
+
+@pytest.mark.parametrize("kind", IN_VALIDATION)
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_signals_in_a_validation_stop_it_and_lose_nothing(kind, at, slurm, tmp_path):
+    """At its first batch, at its last, and at the first of an epoch's last validation."""
+    plan, folder = Plan(epochs=2, interval=2), tmp_path / "run"
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    if kind.startswith("SIGTERM and"):  # SLURM sends SIGTERM to all of a job's processes
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        train(folder, plan, Stop(kind, at))
+    finally:
+        for number, handler in zip(
+            (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), before, strict=True
+        ):
+            signal.signal(number, handler)
+    assert load(folder / LAST)["global_step"] < plan.total
+    requeued = slurm.read_text().splitlines() if slurm.exists() else []
+    assert requeued == (["requeue 7"] if "SLURM" in kind else [])
+    train(folder, plan)
+    assert list(differences(result(folder), uninterrupted(plan))) == []
+
+
+def test_a_job_without_scontrol_is_saved_all_the_same(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    plan, folder = Plan(epochs=2, interval=2), tmp_path / "run"
+    train(folder, plan, Stop("SIGUSR1 of SLURM in validation", 2))
+    assert load(folder / LAST)["global_step"] < plan.total
+    train(folder, plan)
+    assert list(differences(result(folder), uninterrupted(plan))) == []
 
 
 CHANGES = {

@@ -36,9 +36,13 @@ def test_sigterm_beside_sigint_still_saves_and_two_interrupts_do_not(tmp_path):
 @pytest.mark.parametrize(
     ("sent", "array", "requeued"),
     [
-        (signal.SIGUSR1, None, ["requeue 7"]),
-        (signal.SIGUSR1, "5", ["requeue 5_2"]),
-        (signal.SIGINT, None, []),  # a person wants it to stop
+        ([signal.SIGUSR1], None, ["requeue 7"]),
+        ([signal.SIGUSR1], "5", ["requeue 5_2"]),
+        ([signal.SIGINT], None, []),  # a person wants it to stop
+        ([signal.SIGTERM], None, []),  # cancelled, or preempted: SLURM requeues by itself
+        ([signal.SIGTERM, signal.SIGUSR1], None, ["requeue 7"]),
+        ([signal.SIGUSR1, signal.SIGTERM], None, ["requeue 7"]),
+        ([signal.SIGUSR1, signal.SIGINT], None, []),
     ],
 )
 def test_a_slurm_job_whose_time_ends_goes_back_into_the_queue(
@@ -62,10 +66,11 @@ def test_a_slurm_job_whose_time_ends_goes_back_into_the_queue(
     before = signal.getsignal(signal.SIGTERM)
     callback.on_train_start(trainer, None)
     try:
-        assert signal.getsignal(signal.SIGTERM) == before  # SLURM sends it to all; not the end
-        os.kill(os.getpid(), sent)
+        for number in sent:
+            os.kill(os.getpid(), number)
         with pytest.raises(Interrupted):
             callback.on_train_epoch_start(trainer, None)
     finally:
         callback.teardown(trainer, None, "fit")
+    assert signal.getsignal(signal.SIGTERM) == before
     assert (asked.read_text().splitlines() if asked.exists() else []) == requeued

@@ -3,10 +3,20 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from shared import small_files
 
 from lightning_overlock.errors import InputError
-from lightning_overlock.tasks.predictions import Rows, keep_earlier, tell_unreadable
+from lightning_overlock.tasks.per_class import write_classes, write_confusion
+from lightning_overlock.tasks.predictions import (
+    Rows,
+    keep_earlier,
+    tell_unreadable,
+    write_prediction,
+)
 
 
 def trainer(folder, rank=0, world_size=1, **more):
@@ -73,3 +83,64 @@ def test_unreadable_images_are_told_and_all_of_them_are_an_error(tmp_path):
     loader.source = range(1)
     with pytest.raises(InputError, match=r"none of 1 images.*\na.png is broken"):
         tell_unreadable(trainer(tmp_path, predict_dataloaders=loader))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_row_that_does_not_fit_on_the_disk_leaves_the_whole_ones(tmp_path, rank):
+    path = tmp_path / "predictions.csv"
+    rows = Rows(trainer(tmp_path, rank, 2), path, "item\r\n")
+    rows.add("a,cat\r\n")
+    own = path if rank == 0 else tmp_path / "predictions.csv.of1"
+    before = own.read_bytes()
+    with small_files(len(before) + 3), pytest.raises(InputError) as caught:
+        rows.add("b,dog\r\n")
+    assert str(caught.value).splitlines() == [
+        f"{own} cannot be written: File too large.",
+        "What is already written is good. Make room, then predict again.",
+    ]
+    assert own.read_bytes() == before
+    rows.add("b,dog\r\n")
+    assert own.read_bytes() == before + b"b,dog\r\n"
+
+
+def test_a_head_and_an_end_that_do_not_fit_are_told_as_well(tmp_path):
+    path = tmp_path / "detections.json"
+    with small_files(1), pytest.raises(InputError, match=r"detections\.json cannot be written"):
+        Rows(trainer(tmp_path), path, "[\n")
+    rows = Rows(trainer(tmp_path), path, "[\n")
+    with small_files(4), pytest.raises(InputError, match=r"detections\.json cannot be written"):
+        rows.close("\n]\n")
+    assert path.read_text() == "[\n"
+
+
+@pytest.mark.parametrize("name", ["deep/a.png", "deep/a.JPG", "deep/a.webp", "a.overlay.png"])
+def test_a_picture_that_does_not_fit_leaves_no_half(tmp_path, name):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / name
+    with small_files(500), pytest.raises(InputError) as caught:
+        write_prediction(Image.fromarray(pixels), path)
+    assert str(caught.value).startswith(f"{path} cannot be written: File too large.\n")
+    assert not path.exists()
+    write_prediction(Image.fromarray(pixels), path)
+    with Image.open(path) as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["a.psd", "a.fli", "a.strange", "a"])
+def test_a_picture_whose_format_pillow_does_not_write_is_a_png(tmp_path, name):
+    write_prediction(Image.new("RGB", (8, 8)), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.png"]
+
+
+@pytest.mark.parametrize(("limit", "broken"), [(20, ".csv"), (2000, ".png")])
+def test_tables_and_pictures_of_classes_that_do_not_fit_leave_the_old_ones(tmp_path, limit, broken):
+    names, confusion = ["a", "b"], torch.eye(2).long()
+    paths = [tmp_path / "confusion.csv", tmp_path / "confusion.png"]
+    write_confusion(paths[0], names, confusion)
+    before = [path.read_bytes() for path in paths]
+    with small_files(limit), pytest.raises(InputError, match=rf"confusion\{broken} cannot be wr"):
+        write_confusion(paths[0], names, confusion)
+    assert [path.read_bytes() for path in paths] == before
+    with small_files(5), pytest.raises(InputError, match=r"classes\.csv cannot be written"):
+        write_classes(tmp_path / "classes.csv", names, {"iou": torch.ones(2)}, {"n": torch.ones(2)})
+    assert not (tmp_path / "classes.csv").exists()
