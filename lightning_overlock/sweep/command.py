@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from lightning_overlock.errors import InputError, Interrupted, did_you_mean
-from lightning_overlock.runs.layout import runs_root
+from lightning_overlock.runs.layout import run_folder, runs_root
 from lightning_overlock.runs.slurm import requeue_job
 from lightning_overlock.sweep.arguments import OF_FILES, parse
 from lightning_overlock.sweep.read import read
 from lightning_overlock.sweep.show import print_list, print_status, show_study
 from lightning_overlock.sweep.spec import Sweep
-from lightning_overlock.sweep.storage import open_storage
+from lightning_overlock.sweep.storage import open_storage, own_url
 from lightning_overlock.sweep.study import Study
 from lightning_overlock.sweep.trials import Request
 
@@ -84,8 +84,7 @@ def _of_file(args: argparse.Namespace, runs: Path, build: "Build") -> int:
     sweep = _with_seeds(sweep, args.seeds)
     only = _only(sweep, args.only)
     name = args.name or f"{sweep.name}-{sweep.profile}"
-    if "/" in name or name in {".", ".."}:
-        raise InputError(f"--name {name!r}: expected a plain name, without slashes.")
+    run_folder(name)  # refuses what cannot be a folder's name
     folder = runs / name
     if args.action in {"run", "plan", "submit"}:
         from lightning_overlock.sweep.validate import validate
@@ -238,7 +237,7 @@ def _own_database(folder: Path, create: bool) -> str:
             f"{folder}: this folder cannot be made: {error.strerror}.\n"
             "Expected a place to write to; --runs DIR chooses another one."
         ) from None
-    return f"sqlite:///{folder / 'study.db'}"
+    return own_url(folder)
 
 
 def _write(study: Study, folder: Path) -> None:

@@ -34,6 +34,9 @@ COLUMNS: tuple[Column, ...] = (
 # The runner sets these itself, for each trial.
 RESERVED = ("seed_everything", "name", "config", "ckpt_path", "print_config", "help")
 
+# Bytes of a name: those of a folder's name that "-seed4294967295" and the like leave.
+LONGEST = 200
+
 Scalar = str | int | float | bool | None
 
 
@@ -43,6 +46,11 @@ def _check_name(name: Any) -> str:
         raise ValueError(f"YAML reads this name as {name!r}; put it in quotes.")
     if not name.strip() or name != name.strip() or len(name) > 80:
         raise ValueError("a name has 1 to 80 characters, none of them a space at an end.")
+    if len(name.encode()) > LONGEST:
+        raise ValueError(
+            f"found {len(name.encode())} bytes in a name that becomes a folder's.\n"
+            f"Expected at most {LONGEST}, which are {LONGEST // 4} characters of four bytes each."
+        )
     if bad := [c for c in name if c in '/\\:*?"<>|' or not c.isprintable()] or name[0] in ".-":
         found = bad[0] if isinstance(bad, list) else name[0]
         raise ValueError(

@@ -14,6 +14,7 @@ from lightning_overlock.configs import find_file
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import read_text
 from lightning_overlock.sweep.parts import File, Profile, Row, Search, Settings
+from lightning_overlock.sweep.run_names import check_run_names
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.yaml_files import parse_yaml
 
@@ -201,7 +202,7 @@ class _Reader:
             )
         if rows:
             self.check_rows(rows, found)
-        return Sweep(
+        sweep = Sweep(
             **(found | {"baseline": found["baseline"] if rows else ""}),
             name=self.path.stem,
             title=self.file.title or self.path.stem,
@@ -212,6 +213,8 @@ class _Reader:
             shipped=self.path in shipped().values(),
             overrides=self.overrides,
         )
+        check_run_names(sweep)
+        return sweep
 
     def check_rows(self, rows: dict[str, Row], found: dict[str, Any]) -> None:
         """Raise for what does not fit together in a sweep with rows."""

@@ -68,6 +68,23 @@ def open_storage(url: str) -> RDBStorage:
     raise AssertionError
 
 
+def own_url(folder: Path) -> str:
+    """Return the URL of the database in a sweep's folder.
+
+    Raises:
+        InputError: The folder's path has a character that a URL cannot hold.
+    """
+    file = str(folder / "study.db")
+    # From 2.1 SQLAlchemy reads %41 in a URL as A and writes it as %2541; before, both as it is.
+    url = sqlalchemy.URL.create("sqlite", database=file).render_as_string()
+    if sqlalchemy.make_url(url).database != file:
+        raise InputError(
+            f"{folder}: found ? or % in a path that becomes a database's URL.\n"
+            "Expected another --name, or another folder with --runs."
+        )
+    return url
+
+
 @contextmanager
 def queue_lock(storage: RDBStorage, name: str) -> Iterator[None]:
     """Let one thread of one runner at a time, on whatever machine, work on a study's queue.
@@ -154,7 +171,7 @@ def find_study(name: str, runs: Path, url: str | None) -> tuple[RDBStorage, optu
                     f"There are: {listed}."
                 )
             name = same[0]
-        url = f"sqlite:///{runs / name / 'study.db'}"
+        url = own_url(runs / name)
     storage = open_storage(url)
     return storage, open_study(storage, name, None), runs / name
 

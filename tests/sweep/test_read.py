@@ -346,6 +346,71 @@ def test_other_names_of_rows_are_taken_as_they_are(write, name):
     assert f"{name}-seed1" in sweep.arguments({}, 1, f"{name}-seed1")
 
 
+def with_rows(**rows):
+    """Write mine.yaml with further rows, and return its name."""
+    content = yaml.safe_load(FILE)
+    for place, (name, row) in enumerate(rows.pop("more").items()):
+        content["rows"][name] = {"options": {"model.lr": 0.5 + place}} | row
+    Path("mine.yaml").write_text(dump_yaml(content | rows))
+    return "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Gate", "gate"],
+        ["caf\u00e9", "cafe\u0301"],
+        ["STRASSE", "stra\u00dfe"],
+        ["\u00c5ngstr\u00f6m", "\u212bngstro\u0308m"],
+    ],
+)
+def test_rows_whose_folders_a_file_system_might_not_tell_apart_are_refused(write, names):
+    write()
+    text = message(with_rows(more={name: {} for name in names}))
+    assert text.startswith(f"mine.yaml, rows.{names[1]}: its run {names[1]}-seed1 would have")
+    assert f"rows.{names[0]}'s run {names[0]}-seed1" in text
+
+
+def test_tuned_runs_of_two_rows_have_folders_of_their_own(write):
+    """Signs of a row's name become _ in the folders of its tuning."""
+    write()
+    tune = {"options": {"model.lr": [0.1, 0.2]}, "seeds": [7]}
+    text = message(with_rows(more={"a b": {}, "a_b": {}}, tune=tune))
+    assert "rows.a_b: its run a_b-lr=0.1-seed7 would have the folder of rows.a b's run" in text
+    words = {"options": {"model.backbone": ["a/b", "a_b"]}, "seeds": [7]}
+    assert "backbone=a_b-seed7 would have the folder of" in message(with_rows(more={}, tune=words))
+    long = {"options": {"model.backbone": ["x" * 250, "y"]}, "seeds": [7]}
+    assert "a run would have a name of 2" in message(with_rows(more={}, tune=long))
+
+
+def test_two_rows_of_one_label_are_refused(write):
+    write()
+    labels = {"one": {"label": "all of it"}}
+    assert "rows.one: has the label of rows.full, 'all of it'" in message(with_rows(more=labels))
+    read(with_rows(more={"one": {"label": "All of it"}}))  # a reader tells them apart
+
+
+@pytest.mark.parametrize(
+    "name", ["*", "a?b", "[a-z]", "a{b}", "100%", "%s", "a%41", "$HOME", "a;b", "a&b", "a#b", "'"]
+)
+def test_signs_of_shells_and_urls_in_a_row_s_name_mean_nothing(write, name):
+    write()
+    if set(name) & set("*?"):  # refused by Windows' file systems
+        assert "in a name that becomes a folder's" in message(with_rows(more={name: {}}))
+        return
+    sweep = read(with_rows(more={name: {}}))
+    (job,) = [sweep.reported_job(name, 1, {})]
+    assert job.folder == f"{name}-seed1"
+    assert stored_sweep(json.loads(json.dumps(content_of(sweep))), Path()).rows.keys() >= {name}
+
+
+def test_a_name_of_many_bytes_is_refused_before_the_other_rows_are_trained(write):
+    write()
+    read(with_rows(more={"\N{FOX FACE}" * 50: {}}))
+    text = message(with_rows(more={"\N{FOX FACE}" * 80: {}}))
+    assert "found 320 bytes in a name that becomes a folder's" in text
+
+
 def test_seeds_are_a_list(write):
     text = message(write(change=("seeds: [1, 2]", "seeds: 3")))
     assert "[3] for the one seed 3" in text

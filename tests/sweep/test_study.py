@@ -1,5 +1,6 @@
 """The queue of a sweep: who may take what, and what must be run again."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,13 @@ from lightning_overlock.sweep import storage as storage_module
 from lightning_overlock.sweep import study as study_module
 from lightning_overlock.sweep.parts import Paper, Row, Search, Tune
 from lightning_overlock.sweep.spec import Sweep
-from lightning_overlock.sweep.storage import identity, is_gone, open_storage
+from lightning_overlock.sweep.storage import (
+    find_study,
+    identity,
+    is_gone,
+    open_storage,
+    own_url,
+)
 from lightning_overlock.sweep.study import Study, TrialEnded
 from lightning_overlock.sweep.trials import Request
 
@@ -55,6 +63,38 @@ def open_study(sweep=None, url="sqlite:///study.db"):
     study = Study(sweep or sweep_of(), open_storage(url), "s-p", create=True)
     study.reconcile()
     return study
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a*[b]", "a{b}", "100%", "%s", "a#b", "a&b=c", "a;b", "it's", '"a"', "caf\u00e9",
+        "cafe\u0301", "\N{FOX FACE}" * 60, "x" * 240, "\u0645\u0631\u062d\u0628\u0627", "A", "a",
+    ],
+    ids=range(16),
+)  # fmt: skip
+def test_a_study_of_any_name_is_found_again(name):
+    folder = Path("runs", name)
+    folder.mkdir(parents=True)
+    url = own_url(folder)
+    made = Study(sweep_of(), open_storage(url), name, create=True)
+    made.reconcile()
+    assert (folder / "study.db").is_file()
+    _, found, where = find_study(name, Path("runs"), None)
+    assert found.study_name == name
+    assert where == folder
+    assert len(found.trials) == len(made.trials())
+
+
+@pytest.mark.parametrize("name", ["a?b", "what?mode=ro", "100%41"])
+def test_a_path_that_a_url_cannot_hold_is_refused(name, monkeypatch):
+    """It was cut off at the question mark, and the database lay elsewhere."""
+    file = Path("runs", name, "study.db")
+    with contextlib.suppress(InputError):  # SQLAlchemy before 2.1
+        assert sqlalchemy.make_url(own_url(file.parent)).database == str(file)
+    monkeypatch.setattr(sqlalchemy, "make_url", lambda _: sqlalchemy.URL.create("sqlite"))
+    with pytest.raises(InputError, match=r"found \? or % in a path that becomes a database's URL"):
+        own_url(file.parent)
 
 
 class Worker:
