@@ -1,6 +1,5 @@
 """`fit`, `validate`, `test` and `predict`: a request becomes a task, its data and a trainer."""
 
-import importlib
 import os
 import shlex
 import sys
@@ -35,7 +34,12 @@ from lightning_overlock.callbacks.trackers import (
 from lightning_overlock.cli.help import requested_help
 from lightning_overlock.cli.messages import FirstBatch, ParameterCount, held_messages, keep_quiet
 from lightning_overlock.cli.parser import Parser, parse
-from lightning_overlock.cli.request import Request, typed_options
+from lightning_overlock.cli.request import Request
+from lightning_overlock.cli.unused import (
+    options_of_class,
+    refuse_unused,
+    refuse_unused_data_options,
+)
 from lightning_overlock.errors import ConfigError, InputError, Interrupted
 from lightning_overlock.files import require_writable
 from lightning_overlock.runs.config import hash_of, refuse_inexact
@@ -51,22 +55,6 @@ _PARSERS: dict[tuple[str, bool], tuple[Any, Any, Any]] = {}
 
 # Exceptions that mean a mistake in what was typed, configured or read.
 WRONG_INPUT = (InputError, ConfigError, MisconfigurationException)
-
-# Options of the trainer and of a run that only training uses.
-OF_TRAINING = frozenset(
-    f"trainer.{name}"
-    for name in (
-        "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches",
-        "overfit_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps",
-        "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
-        "log_every_n_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
-    )
-)  # fmt: skip
-# Each evaluation uses its own limit.
-LIMITS = {
-    name: f"trainer.limit_{kind}_batches"
-    for name, kind in (("validate", "val"), ("test", "test"), ("predict", "predict"))
-}
 
 
 def run(request: Request) -> None:
@@ -86,17 +74,6 @@ def run(request: Request) -> None:
             TrainingCLI(request, first_batch)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
-
-
-def _options_of_class(class_path: str, attribute: str) -> frozenset[str]:
-    """Return a set of options that a task or data module declares, empty where it does not.
-
-    These are "overridable_options" of a task, which may differ from a checkpoint's, and
-    "training_options" and "labelled_options" of data, see `BaseDataModule`.
-    """
-    module, _, name = class_path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    return getattr(found, attribute, frozenset())
 
 
 class TrainingCLI(LightningCLI):
@@ -181,9 +158,9 @@ class TrainingCLI(LightningCLI):
         if request.ckpt_path is not None:
             words.insert(0, f"--ckpt_path={request.ckpt_path}")
         options = self._subcommand_parsers[command]
-        self._refuse_unused()
+        refuse_unused(request)
         self.config = parse(parser, command, options, request.configs, words)
-        self._refuse_unused_data_options()
+        refuse_unused_data_options(request, self.config[command].data.class_path)
         self._refuse_untrained()
         tracker_names(self.config[command].logger)
         if request.checkpoint is not None and "config" in request.checkpoint:
@@ -193,38 +170,6 @@ class TrainingCLI(LightningCLI):
             if command == "fit" and not self.config[command].allow_changes:
                 assert request.ckpt_path is not None
                 refuse_inexact(before, now, request.ckpt_path)
-
-    def _refuse_unused(self) -> None:
-        """Refuse what was typed and would change nothing."""
-        command = self.request.command
-        if command == "fit":
-            return
-        unused = OF_TRAINING | set(LIMITS.values()) - {LIMITS[command]}
-        for name, _ in typed_options(self.request.words):
-            if name in unused or name.startswith("ema.") or name in {"logger", "group"}:
-                raise InputError(
-                    f"--{name}: {command} makes no use of this option.\n"
-                    f"Leave it out; `lightning {command} --help` lists what it uses."
-                )
-
-    def _refuse_unused_data_options(self) -> None:
-        """Refuse options of the data that were typed and would change nothing in this command."""
-        if (command := self.request.command) == "fit":
-            return
-        class_path = self.config[command].data.class_path
-        unused = dict.fromkeys(_options_of_class(class_path, "training_options"), "Only fit does")
-        names = [name for name, _ in typed_options(self.request.words) if name.startswith("data.")]
-        typed = {name.removeprefix("data.").removeprefix("init_args."): name for name in names}
-        if command != "predict":
-            unused["predict_dir"] = "Only predict does"
-        elif "predict_dir" in typed and self.request.checkpoint is not None:
-            reason = "The checkpoint and data.predict_dir say all"
-            unused |= dict.fromkeys(_options_of_class(class_path, "labelled_options"), reason)
-        for option in typed.keys() & unused.keys():
-            raise InputError(
-                f"--{typed[option]}: {command} makes no use of this option.\n"
-                f"{unused[option]}; leave it out."
-            )
 
     def _refuse_untrained(self) -> None:
         """Refuse to fine-tune or to evaluate a network that has no weights but random ones."""
@@ -263,7 +208,7 @@ class TrainingCLI(LightningCLI):
         path = self.request.ckpt_path
         old, new = own["model"], typed["model"]
         differing = {"model": (old["class_path"], new["class_path"])}
-        free = _options_of_class(old["class_path"], "overridable_options")
+        free = options_of_class(old["class_path"], "overridable_options")
         for key in sorted(old.get("init_args", {}).keys() - free):
             differing[f"model.{key}"] = (old["init_args"][key], new["init_args"].get(key))
         for name, (expected, found) in differing.items():
