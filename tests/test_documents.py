@@ -16,6 +16,8 @@ from tasks.coco_layout import write_layout
 from lightning_overlock.bench.options import read_options
 from lightning_overlock.cli.main import main
 from lightning_overlock.cli.request import read_request
+from lightning_overlock.convert.options import read_options as read_conversion
+from lightning_overlock.errors import InputError
 from lightning_overlock.sweep import arguments as sweep_arguments
 from lightning_overlock.sweep.read import read
 
@@ -194,6 +196,9 @@ def test_commands_that_are_only_mentioned_are_read(command, tmp_path, monkeypatc
     elif name == "bench":
         with pytest.raises(SystemExit) if "--help" in words else nullcontext():
             read_options(words)
+    elif name == "data":
+        with pytest.raises(InputError, match="this is no folder"):
+            read_conversion(words)
     else:
         read_request(name, words)
 

@@ -424,7 +424,7 @@ MORE = [
     ("data", "required: convert"),
     ("data convert", "required: FORMAT, --to"),
     ("data convert voc --to coco --root nowhere --output out", "this is no folder"),
-    ("data convert voc --to coco --root . --output .", "there is something already"),
+    ("data convert voc --to coco --root . --output {classes}", "there is something already"),
     ("data convert coco --to masks --root . --output out", "invalid choice: 'coco'"),
     ("data convert pets --to coco --root . --output out", "Expected --to masks"),
     ("data convert voc --to coco --root . --output out --image link", "--images"),

@@ -14,6 +14,8 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Callback, seed_everything
+from PIL import Image
 from set_layouts import (
     WRITERS,
     pack,
@@ -24,10 +26,11 @@ from set_layouts import (
     write_imagenette,
     write_pets,
 )
-from shared import truncate
+from shared import csv_rows, quiet_trainer, truncate
 from timm.data import create_transform
 from torchvision import datasets
 
+import lightning_overlock
 from lightning_overlock.cli.main import main
 from lightning_overlock.configs import shipped
 from lightning_overlock.data import TorchvisionDataModule
@@ -36,6 +39,7 @@ from lightning_overlock.data.images import read_image
 from lightning_overlock.data.loading import Key, seeded
 from lightning_overlock.data.torchvision_sets import LAYOUTS
 from lightning_overlock.errors import InputError
+from lightning_overlock.tasks import ClassificationTask
 
 
 @pytest.fixture(autouse=True)
@@ -507,3 +511,55 @@ def test_wrong_arguments_are_refused(options, expected, tmp_path):
     write_idx(tmp_path / "MNIST/raw")
     given = {"dataset": "MNIST", **options}
     assert message(given.pop("dataset"), tmp_path, **given)[0].startswith(expected)
+
+
+# A trained run.
+
+
+def test_a_run_needs_its_data_no_more(workplace, monkeypatch):
+    """Prediction and `load` take names, mean, std and size from the checkpoint."""
+    write_cifar(workplace / "data", monkeypatch)
+    small = ["--data.batch_size=5", "--data.num_workers=0", "--data.cut_validation=0.5"]
+    small += ["--model.backbone=test_overlock", "--trainer.max_epochs=1", "--model.reestimate_bn=1"]
+    small += ["--trainer.log_every_n_steps=2", "--trainer.limit_train_batches=2"]
+    assert main(["fit", "--config", "cifar10", *small, "--name", "one"]) == 0
+    checkpoint = "runs/one/checkpoints/last.ckpt"
+    assert main(["test", "--ckpt_path", checkpoint, "--name", "tested"]) == 0
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save("black.png")
+    shutil.rmtree("data")
+    assert main(["predict", "--ckpt_path", checkpoint, "--data.predict_dir", "black.png"]) == 0
+    (row,) = csv_rows("runs/one/predictions.csv")
+    task = lightning_overlock.load(checkpoint)
+    (result,) = task.predict_images(["black.png"])
+    assert row["class1"] == result.class_name
+    assert task.class_names == [f"class {number}" for number in range(10)]
+    # Black is as far from the set's mean as its own statistics say.
+    pixels = task.image_transform(Image.open("black.png"))
+    assert pixels.shape == (3, 48, 48)
+    torch.testing.assert_close(
+        pixels[:, 0, 0],
+        -torch.tensor([0.4914, 0.4822, 0.4465]) / torch.tensor([0.247, 0.2435, 0.2616]),
+    )
+
+
+class SaveAmid(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint("amid.ckpt")
+
+
+def test_a_run_goes_on_from_amid_an_epoch(workplace, monkeypatch):
+    """Continued after two of the second epoch's five steps, it ends in the same weights."""
+    write_cifar(workplace / "data", monkeypatch)
+
+    def trained(*callbacks, ckpt_path=None):
+        data = module("CIFAR10", "data", batch_size=10, cut_validation=0.5, auto_augment="rand-m9")
+        seed_everything(3)
+        task = ClassificationTask(data.class_names, backbone="test_convnext", warmup_epochs=0.2)
+        options = {"max_epochs": 2, "limit_val_batches": 0, "log_every_n_steps": 5}
+        trainer = quiet_trainer(workplace, callbacks=list(callbacks), **options)
+        trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
+        return task.state_dict()
+
+    whole, rest = trained(SaveAmid()), trained(ckpt_path="amid.ckpt")
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
