@@ -516,6 +516,7 @@ def test_wrong_arguments_are_refused(options, expected, tmp_path):
 # A trained run.
 
 
+@pytest.mark.slow
 def test_a_run_needs_its_data_no_more(workplace, monkeypatch):
     """Prediction and `load` take names, mean, std and size from the checkpoint."""
     write_cifar(workplace / "data", monkeypatch)
