@@ -100,7 +100,8 @@ def _load_classifier(
     config = model.pretrained_cfg
     options: dict[str, Any] = {"num_classes": config["num_classes"]}
     if weights is not None:
-        options["num_classes"] = class_count(weights, config["classifier"]) or config["num_classes"]
+        usual = config["num_classes"] if model.num_classes else 0
+        options["num_classes"] = class_count(weights, config["classifier"]) or usual
         options["pretrained_cfg_overlay"] = {"state_dict": weights} | options
     if getattr(model, "overview_head", None) is not None:
         options["overview_head"] = True

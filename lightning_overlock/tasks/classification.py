@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,9 +17,16 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from lightning_overlock.backbones.create import refusal_explained
 from lightning_overlock.errors import InputError
-from lightning_overlock.ranges import AT_LEAST_0, SHARE, Range
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range
 from lightning_overlock.runs.layout import PREDICTIONS, confusion_matrix, per_class
 from lightning_overlock.tasks.base import BaseTask
+from lightning_overlock.tasks.distillation import (
+    DTYPES,
+    PREFIX,
+    Distillation,
+    Normalisation,
+    load_teacher,
+)
 from lightning_overlock.tasks.drawing import draw_class
 from lightning_overlock.tasks.per_class import write_classes, write_confusion
 from lightning_overlock.tasks.predictions import Rows, keep_earlier
@@ -46,6 +54,16 @@ class ClassificationTask(BaseTask):
         cutmix: Alpha of cutmix (arXiv 1905.04899); 0 turns it off.
         mixup_prob: Share of the batches that are mixed.
         mixup_switch_prob: Share of cutmix among the mixed batches when both are on.
+        teacher: Training: a network to learn from besides the labels: a checkpoint or a run's
+            folder of a classifier, or the name of a timm model. It is frozen and not saved.
+        teacher_init_from: Training: a file of weights for a timm model that teaches; its own
+            weights otherwise.
+        teacher_weight: Training: share w of the teacher's logits in the loss,
+            (1 - w) labels + w T^2 KL (arXiv 2012.12877, equation 2).
+        teacher_temperature: Training: T of both logits (arXiv 1503.02531).
+        teacher_features: Training: weight of one less the cosine between the teacher's pooled
+            features and a learned linear map of the student's.
+        teacher_dtype: Training: what the teacher computes in.
         kwargs: Arguments of `BaseTask`.
 
     Raises:
@@ -61,6 +79,9 @@ class ClassificationTask(BaseTask):
         "cutmix": AT_LEAST_0,
         "mixup_prob": SHARE,
         "mixup_switch_prob": SHARE,
+        "teacher_weight": SHARE,
+        "teacher_temperature": ABOVE_0,
+        "teacher_features": AT_LEAST_0,
     }
 
     def __init__(
@@ -72,9 +93,16 @@ class ClassificationTask(BaseTask):
         cutmix: float = 0.0,
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
+        teacher: str | None = None,
+        teacher_init_from: str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 3.0,
+        teacher_features: float = 0.0,
+        teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        self.distillation: Distillation | None = None
 
     def build_model(self, num_classes: int) -> nn.Module:
         """Return the classifier, with an overview head if there can be one and its loss counts."""
@@ -111,6 +139,48 @@ class ClassificationTask(BaseTask):
         self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
 
+    def setup(self, stage: str) -> None:
+        """Read the teacher before a training begins.
+
+        Raises:
+            InputError: It cannot be read, or does not fit the data.
+        """
+        super().setup(stage)
+        hparams = self.hparams
+        if stage != "fit" or hparams["teacher"] is None:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "image_transform"):
+            raise InputError(
+                "model.teacher: expected a data module, which says how images are normalised."
+            )
+        self.distillation = Distillation(
+            load_teacher(hparams["teacher"], hparams["teacher_init_from"]),
+            self.model,
+            self.class_names,
+            Normalisation.of(data.image_transform(self.data_config)),
+            logits=hparams["teacher_weight"] > 0,
+            features=hparams["teacher_features"] > 0,
+            temperature=hparams["teacher_temperature"],
+            dtype=DTYPES[hparams["teacher_dtype"]],
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what training alone has."""
+        if self.distillation is None:
+            weights = checkpoint["state_dict"]
+            kept = {name: value for name, value in weights.items() if not name.startswith(PREFIX)}
+            checkpoint["state_dict"] = kept
+        super().on_load_checkpoint(checkpoint)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build AdamW, also for the map from the student's features to the teacher's."""
+        optimizer = super().configure_optimizers()
+        if self.distillation is not None and self.distillation.feature_map is not None:
+            weights = list(self.distillation.feature_map.parameters())
+            optimizer.add_param_group({"params": weights, "lr_scale": 1.0})
+        return optimizer
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, classes)."""
         with refusal_explained(self.backbone, self.model, images):
@@ -119,18 +189,57 @@ class ClassificationTask(BaseTask):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss: main and weighted overview logits against the same targets."""
         images, targets = self.mix(*batch)
-        # Mixup's targets are smoothed already.
-        smoothing = self.hparams["label_smoothing"] if self.mixup is None else 0.0
-        if getattr(self.model, "overview_head", None) is not None:
-            with refusal_explained(self.backbone, self.model, images):
-                logits, overview_logits = self.model.forward_overview(images)
-            overview_loss = F.cross_entropy(overview_logits, targets, label_smoothing=smoothing)
-            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-            loss = loss + self.hparams["overview_weight"] * overview_loss
-        else:
-            loss = F.cross_entropy(self(images), targets, label_smoothing=smoothing)
+        with self._features_of_student() as seen:
+            logits, loss = self._loss_of_labels(images, targets)
+        if self.distillation is not None:
+            loss = self._with_teacher(loss, images, logits, *seen)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def _loss_of_labels(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        # Mixup's targets are smoothed already.
+        smoothing = self.hparams["label_smoothing"] if self.mixup is None else 0.0
+        if getattr(self.model, "overview_head", None) is None:
+            logits = self(images)
+            return logits, F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        with refusal_explained(self.backbone, self.model, images):
+            logits, overview_logits = self.model.forward_overview(images)
+        overview_loss = F.cross_entropy(overview_logits, targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return logits, loss + self.hparams["overview_weight"] * overview_loss
+
+    @contextmanager
+    def _features_of_student(self) -> Iterator[list[Tensor]]:
+        """Yield a list that is given what the classifier sees, where a teacher's is compared."""
+        seen: list[Tensor] = []
+        if self.distillation is None or self.distillation.feature_map is None:
+            yield seen
+            return
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0].flatten(1))
+
+        handle = self.model.get_classifier().register_forward_pre_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def _with_teacher(
+        self, loss: Tensor, images: Tensor, logits: Tensor, features: Tensor | None = None
+    ) -> Tensor:
+        assert self.distillation is not None
+        of_logits, of_features = self.distillation(images, logits, features)
+        if of_logits is not None:
+            share = self.hparams["teacher_weight"]
+            loss = (1 - share) * loss + share * of_logits
+            self.log("train/teacher_loss", of_logits, on_step=False, on_epoch=True, sync_dist=True)
+        if of_features is not None:
+            loss = loss + self.hparams["teacher_features"] * of_features
+            self.log(
+                "train/feature_loss", of_features, on_step=False, on_epoch=True, sync_dist=True
+            )
         return loss
 
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

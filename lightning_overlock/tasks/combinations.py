@@ -13,6 +13,10 @@ def _decays_smoothly(options: Options) -> bool:
     return bool(options["schedule"] != "multistep")
 
 
+def _has_teacher(options: Options) -> bool:
+    return options["teacher"] is not None
+
+
 NEEDS: dict[str, Need] = {
     "gamma": ("schedule multistep", lambda options: options["schedule"] == "multistep"),
     "power": ("schedule poly", lambda options: options["schedule"] == "poly"),
@@ -28,6 +32,14 @@ NEEDS: dict[str, Need] = {
         "mixup and cutmix",
         lambda options: options["mixup"] and options["cutmix"],
     ),
+    "teacher_init_from": ("teacher", _has_teacher),
+    "teacher_weight": ("teacher", _has_teacher),
+    "teacher_temperature": (
+        "teacher, and teacher_weight above 0",
+        lambda options: _has_teacher(options) and options["teacher_weight"] > 0,
+    ),
+    "teacher_features": ("teacher", _has_teacher),
+    "teacher_dtype": ("teacher", _has_teacher),
     "window": ("inference slide", lambda options: options["inference"] == "slide"),
     "stride": ("inference slide", lambda options: options["inference"] == "slide"),
 }
@@ -53,4 +65,6 @@ def check_combinations(task: type, options: Options) -> None:
         raise InputError("warmup_epochs and warmup_steps are both given, expected one of them")
     if options["pretrained"] and options["init_from"] is not None:
         raise InputError("pretrained and init_from are both given, expected one of them")
+    if options.get("teacher") and not (options["teacher_weight"] or options["teacher_features"]):
+        raise InputError("teacher is given, but teacher_weight and teacher_features are both 0")
     warn_of_unused("model", task, options, NEEDS)

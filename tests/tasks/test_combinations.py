@@ -17,6 +17,14 @@ ALONE = {
     "warmup_factor": ({"warmup_factor": 0.1}, {"warmup_steps": 0}),
     "mixup_prob": ({"mixup_prob": 0.5}, {"mixup": 0.8}),
     "mixup_switch_prob": ({"mixup_switch_prob": 0.2, "mixup": 0.8}, {"cutmix": 1.0}),
+    "teacher_init_from": ({"teacher_init_from": "x.pth"}, {"teacher": "resnet18"}),
+    "teacher_weight": ({"teacher_weight": 0.1}, {"teacher": "resnet18"}),
+    "teacher_temperature": (
+        {"teacher_temperature": 1.0},
+        {"teacher": "resnet18"},
+    ),
+    "teacher_features": ({"teacher_features": 1.0}, {"teacher": "resnet18"}),
+    "teacher_dtype": ({"teacher_dtype": "bfloat16"}, {"teacher": "resnet18"}),
     "window": ({"window": 400}, {"inference": "slide"}),
     "stride": ({"stride": 300}, {"inference": "slide"}),
 }
