@@ -262,10 +262,12 @@ def _cell(value: object) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Return text that Markdown prints as it is, also in a cell."""
-    escaped = re.sub(r"([\\|`<$\[\]])", r"\\\1", " ".join(text.split()))
-    # * and _ mean something only where emphasis could begin.
+    # * marks emphasis within a word too, ~ crosses out, & begins an entity.
+    signs = r"[\\|`<$\[\]~]|\*(?=\S)|&(?=#?\w+;)"
+    escaped = re.sub(signs, r"\\\g<0>", " ".join(text.split()))
+    # _ means something only where emphasis could begin.
     return re.sub(
-        r"(?<![\w*_])([*_]+)(?=\S)", lambda found: "".join(rf"\{c}" for c in found[0]), escaped
+        r"(?<![\w_])(_+)(?=\S)", lambda found: "".join(rf"\{c}" for c in found[0]), escaped
     )
 
 

@@ -94,8 +94,17 @@ def loggers_of(names: list[str], run: TrackedRun) -> list[Logger]:
     return [made[name](run) for name in names]
 
 
+class _RunBoard(TensorBoardLogger):
+    """TensorBoard's log in the run folder; Lightning would replace $HOME in a run's name."""
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self.root_dir)
+
+
 def _tensorboard(run: TrackedRun) -> Logger:
-    return TensorBoardLogger(run.folder, name="", version="")
+    return _RunBoard(run.folder, name="", version="")
 
 
 def _csv(run: TrackedRun) -> Logger:

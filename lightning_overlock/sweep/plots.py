@@ -1,6 +1,7 @@
 """Figures of a sweep: rows with error bars, learning curves, and cost against the metric."""
 
 import io
+import re
 from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
@@ -129,8 +130,8 @@ def _label(results: Results, line: Line, width: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that matplotlib prints as it is, not as a formula."""
-    return text.replace("$", r"\$")
+    """Return text that matplotlib prints as it is: no formula, nor one that a legend leaves out."""
+    return re.sub(r"^(?=_)", " ", text).replace("$", r"\$")
 
 
 def curve_figure(results: Results, width: float = WIDE) -> Figure:
@@ -190,8 +191,8 @@ def _curve(results: Results, line: Line, seed: int) -> dict[int, float]:
 
 
 def _finish(axes: Any, results: Results, width: float) -> None:
-    axes.set_xlabel(_lines(axes.get_xlabel(), width))
-    axes.set_ylabel(_lines(axes.get_ylabel(), width))
+    axes.set_xlabel(_plain(_lines(axes.get_xlabel(), width)))
+    axes.set_ylabel(_plain(_lines(axes.get_ylabel(), width)))
     if width == WIDE:
         axes.set_title(_plain(results.sweep.title), loc="left")
     axes.grid(**GRID)
