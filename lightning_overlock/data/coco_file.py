@@ -73,7 +73,8 @@ def read_coco(
 
     Numbers may stand as text or as 64.0. Annotations are numbered anew where their ids are no
     numbers of their own, missing areas are those of the mask or the box, a missing box is that of
-    the mask, missing sizes of images are read from their files.
+    the mask, missing sizes of images are read from their files. Sizes and boxes are those of the
+    image as a viewer shows it, turned as its EXIF says.
 
     Args:
         path: The json.
@@ -88,8 +89,9 @@ def read_coco(
 
     Raises:
         InputError: The file is no COCO json, or its boxes are such as no image has. Or, unless
-            skipped: an image is missing, there twice, or of another size than the file says; an
-            annotation is of an unknown image or category, or has no usable box or mask.
+            skipped: an image is missing, there twice, of another size than the file says, or has
+            the file of another image with other objects; an annotation is of an unknown image or
+            category, or has no usable box or mask.
     """
     path, folder = Path(path), Path(folder)
     data = read_json(path)

@@ -70,10 +70,11 @@ class SegmentationFolderDataModule(BaseDataModule):
     Below `root` these are images/{train,val,test} and labels/{train,val,test}, subfolders included;
     test, or its labels, may be missing. A label map is a PNG, or another file without loss, that is
     grey (8 or 16 bits) or has a palette; its values are the class numbers unless `label_values`
-    says otherwise, and 255 is ignored. Images are float32 RGB in [0, 1], which the task normalises.
-    Training batches are (images (B, 3, H, W), labels (B, H, W) int64), crops of one size;
-    evaluation batches two lists, (images, labels), at the files' own sizes; `predict` has (images,
-    paths): of `predict_dir`, or of the test split, or of the validation split.
+    says otherwise, and 255 is ignored. It belongs to the image as a viewer shows it, turned as EXIF
+    says. Images are float32 RGB in [0, 1], which the task normalises. Training batches are (images
+    (B, 3, H, W), labels (B, H, W) int64), crops of one size; evaluation batches two lists, (images,
+    labels), at the files' own sizes; `predict` has (images, paths): of `predict_dir`, or of the
+    test split, or of the validation split.
 
     Before training, all sizes are compared, and the values of as many label maps as can be read in
     seconds (`label_survey.PIXELS_READ`) are held against the classes; every map is checked again as
