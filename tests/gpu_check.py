@@ -32,6 +32,7 @@ FEW = (
     "--trainer.limit_val_batches=1",
     "--trainer.max_epochs=1",
     "--trainer.log_every_n_steps=1",
+    "--model.reestimate_bn=0",
 )
 SCENES = ("--data.scenes.train_images=16", "--data.scenes.eval_images=4", "--data.num_workers=0")
 TASKS = {
@@ -65,14 +66,15 @@ class Part:
 def parts(gpu: bool) -> list[Part]:
     """Return all parts in order: what is wrong first, figures last."""
     found = [Part("backends against float64", ("-m", "pytest", "-q", *backend_tests(gpu)), 150)]
+    small = () if gpu else ("--model.backbone=test_overlock", "--data.batch_size=4")
     for precision in ("bf16-mixed", "16-mixed"):
         for task, (config, options) in TASKS.items():
             name = f"{task}, {precision}"
             only_gpu = precision == "16-mixed"
             fit = (*LIGHTNING, "fit", "--config", config, f"--name={name.replace(', ', '_')}")
-            fit = (*fit, f"--trainer.precision={precision}", *FEW, *options)
+            fit = (*fit, f"--trainer.precision={precision}", *FEW, *options, *small)
             found.append(Part(name, fit, 120, needs_gpu=only_gpu))
-    quick = (*LIGHTNING, "fit", "--config", "quickstart", *FEW)
+    quick = (*LIGHTNING, "fit", "--config", "quickstart", *FEW, *small)
     compiled = (*quick, "--name=compiled", "--model.compile=true", "--trainer.precision=bf16-mixed")
     ddp = (*quick, "--name=ddp", "--trainer.strategy=ddp", "--trainer.devices=1")
     found += [
