@@ -109,7 +109,8 @@ def bench_depthwise(
 
     Args:
         sizes: "BxCxHxWxK": images, channels, height, width, and kernel, a key of `BRANCHES`.
-        device: Device to run on; "onednn" is measured on a CPU, "triton" on a GPU only.
+        device: Device to run on; "onednn" is measured on a CPU, "aten", "triton" and "auto" on a
+            GPU only.
         dtype: A key of `DTYPES`, the type of maps and kernels.
         compiled: Whether to measure torch.compile of "conv" too.
         seconds: Seconds that each backend is measured for.
@@ -118,7 +119,10 @@ def bench_depthwise(
         Rows per size, once with branches and once merged, and for each memory format and backend,
         torch's convolution in NCHW first: milliseconds and extra peak memory in MiB.
     """
-    own_form = "onednn" if torch.device(device).type == "cpu" else "triton"
+    names = ["conv", "onednn"]
+    if torch.device(device).type != "cpu":
+        obstacle = triton_obstacle(torch.device(device))
+        names = ["conv", "aten", *(["triton"] if obstacle is None else []), "auto"]
     rows = []
     for size in sizes:
         batch, channels, height, width, kernel = depthwise_size(size)
@@ -136,9 +140,7 @@ def bench_depthwise(
             ) -> list[Tensor]:
                 return depthwise(x, weights, dilations, backend=backend)
 
-            calls: dict[str, Call] = {
-                backend: partial(run, backend=backend) for backend in ("conv", own_form)
-            }
+            calls: dict[str, Call] = {backend: partial(run, backend=backend) for backend in names}
             if compiled:
                 calls["conv compiled"] = torch.compile(partial(run, backend="conv"))
             candidates: dict[str, Candidate] = {
