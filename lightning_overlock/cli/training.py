@@ -326,7 +326,8 @@ class TrainingCLI(LightningCLI):
                 found.append(StopPrediction())
             if self.request.command == "fit":
                 found.append(ExactResume(self.config.fit.allow_changes))
-                found.append(Tracking(self._tracked(), self._stored_config()))
+                if trainer.logger in (None, True):  # those of --logger
+                    found.append(Tracking(self._tracked(), self._stored_config()))
             if trainer.enable_checkpointing is not False:
                 monitor = getattr(self.model, "monitor", "val/loss")
                 mode = getattr(self.model, "monitor_mode", "min")

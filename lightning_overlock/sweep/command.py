@@ -158,7 +158,8 @@ def _train(
             only=only,
         ),
         wait_for_others=args.action == "run",
-        warm=not args.fresh and is_possible(),
+        # W&B and MLflow begin threads and processes that a fork would share.
+        warm=not args.fresh and is_possible() and not _has_loggers(study.sweep),
         cost=_cost(study.sweep, build),
     )
     try:
@@ -183,6 +184,12 @@ def _cost(sweep: Sweep, build: "Build") -> "Callable[[dict[str, Any]], dict[str,
     from lightning_overlock.sweep.cost import size_of
 
     return partial(size_of, sweep, build)
+
+
+def _has_loggers(sweep: Sweep) -> bool:
+    """Tell whether trials are asked to log elsewhere."""
+    rows = [row.options for row in sweep.rows.values()]
+    return any("logger" in options for options in (sweep.options, *rows))
 
 
 def _with_seeds(sweep: Sweep, typed: str | None) -> Sweep:

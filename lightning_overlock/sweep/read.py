@@ -158,7 +158,7 @@ class _Reader:
         self.search_typed = {k: typed.pop(k) for k in SEARCH_KEYS if k in typed}
         direct = {k: typed.pop(k) for k in settings if k in typed}
         for option in typed:
-            if "." not in option:
+            if "." not in option and option != "logger":
                 known = [*settings, "rows", *SEARCH_KEYS]
                 raise InputError(
                     f"--set {option}: neither an option nor a setting of a sweep."

@@ -196,3 +196,9 @@ def test_status_of_a_finished_study_shows_every_result_under_its_whole_name(stud
             assert shown[f"{row}-seed{seed}"] == ["complete", "3", "0.25", "1:01", "1"]
     # One of the tuning trials failed in a way that repeats.
     assert lines[-1] == f"{len(study.states()) - 1} of {len(study.states())} complete, 1 failed"
+
+
+def test_trials_with_trackers_are_not_forked():
+    sweep = read(NAME, None, [])
+    assert not command._has_loggers(sweep)
+    assert command._has_loggers(read(NAME, None, ["logger=csv"]))

@@ -387,3 +387,10 @@ def test_the_pruner_stops_bad_trials():
     assert pruned.user_attrs["best"] == 0
     assert study_of(sweep).is_complete()
     assert len(run(sweep)) == 6
+
+
+def test_trials_with_trackers_are_told_what_they_belong_to():
+    trials = run(sweep_of({"a": {}, "b": {"logger": ["csv", "mlflow"]}}, seeds=(1,)))
+    commands = {trial.user_attrs["row"]: trial.user_attrs["command"] for trial in trials}
+    assert "--group" not in commands["a"]
+    assert commands["b"].endswith("--group s-p/b")
