@@ -24,6 +24,14 @@ from lightning_overlock.ranges import AT_LEAST_0, Range, check_range
 PARTIAL = Range(0, 1, open="low")
 
 
+def _nearest(name: str) -> str:
+    """Return what to say of a name that is none, whatever its case."""
+    known = {one.lower(): one for one in LAYOUTS}
+    if name.lower() in known:
+        return f" Did you mean '{known[name.lower()]}'?"
+    return did_you_mean(name, LAYOUTS)
+
+
 class HeldImages:
     """Images that a torchvision data set holds in memory, transformed.
 
@@ -136,7 +144,7 @@ class TorchvisionDataModule(TimmTransformsDataModule):
         super().__init__(**kwargs)
         if dataset not in LAYOUTS:
             raise InputError(
-                f"data.dataset is '{dataset}'.{did_you_mean(dataset, LAYOUTS)}\n"
+                f"data.dataset is '{dataset}'.{_nearest(dataset)}\n"
                 f"expected one of {', '.join(LAYOUTS)}"
             )
         for name, share in (("cut_validation", cut_validation), ("cut_test", cut_test)):

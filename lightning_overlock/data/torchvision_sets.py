@@ -84,7 +84,8 @@ LAYOUTS: dict[str, Layout] = {
         {"split": "balanced", "train": False},
     ),
     "EuroSAT": Layout((Archive("eurosat/2750", "eurosat/EuroSAT.zip"),), {}),
-    "FER2013": Layout((Archive("fer2013/train.csv"), Archive("fer2013/test.csv")), *_TWO),
+    # Its test.csv has no labels.
+    "FER2013": Layout((Archive("fer2013/fer2013.csv or icml_face_data.csv"),), *_TWO),
     "FGVCAircraft": Layout(
         (Archive("fgvc-aircraft-2013b", "fgvc-aircraft-2013b.tar.gz"),), *_THREE
     ),
@@ -183,8 +184,8 @@ class Part(NamedTuple):
     """One part of a data set.
 
     Attributes:
-        images: Torchvision's data set: items (PIL image, label).
-        files: The file of each image; None where they are no files of their own.
+        images: Torchvision's data set: items (PIL image, label); None where there are files.
+        files: The file of each image, sorted; None where they are no files of their own.
         labels: (N,) int64, the class of each.
         class_names: The names of all classes.
         place: Where it was read from.
@@ -219,7 +220,8 @@ def read_part(
         place = folder
     else:
         images = _open(name, root, arguments, download, max_pixels)
-    files, labels = _files_and_labels(images)
+    files, given = _files_and_labels(images)
+    labels = _as_numbers(name, given)
     _check_files(name, place, images, files)
     class_names = _class_names(images, labels)
     check_class_names(class_names, f"{name} in {printable(place)}")
@@ -229,7 +231,11 @@ def read_part(
             f"data.root: {name} in {printable(place)} has {found}\n"
             f"expected at least one image, and labels from 0 to {len(class_names) - 1}"
         )
-    return Part(images, files, labels, class_names, place)
+    if files is None:
+        return Part(images, None, labels, class_names, place)
+    # Torchvision leaves the order of some to the file system.
+    order = sorted(range(len(files)), key=files.__getitem__)
+    return Part(None, [files[i] for i in order], labels[order], class_names, place)
 
 
 def check_arguments(name: str, given: Arguments) -> None:
@@ -353,24 +359,37 @@ def _unpack(root: Path, archive: Archive) -> None:
         ) from error
 
 
-def _files_and_labels(images: Any) -> tuple[list[str] | None, NDArray[np.int64]]:
+def _files_and_labels(images: Any) -> tuple[list[str] | None, list[Any]]:
     """Return the images' files, if they are some, and their labels.
 
     Torchvision keeps them under several names, and has no common way to ask for them.
     """
+    if hasattr(images, "all_categories"):  # INaturalist
+        folders = [os.path.join(images.root, name) for name in images.all_categories]  # noqa: PTH118
+        index = images.index
+        return [f"{folders[label]}/{file}" for label, file in index], [label for label, _ in index]
     for name in ("samples", "_samples", "imgs"):
         pairs = getattr(images, name, None)
         if pairs and isinstance(pairs[0][0], str | Path):
-            files, labels = zip(*pairs, strict=True)
-            return [str(file) for file in files], np.array(labels, dtype=np.int64)
+            return [str(file) for file, _ in pairs], [label for _, label in pairs]
     for name in ("_image_files", "_images"):
         if hasattr(images, name) and hasattr(images, "_labels"):
-            files = getattr(images, name)
-            return [str(file) for file in files], np.array(images._labels, dtype=np.int64)
+            return [str(file) for file in getattr(images, name)], list(images._labels)
     for name in ("targets", "labels", "y"):
         if hasattr(images, name):
-            return None, np.array(getattr(images, name), dtype=np.int64)
-    return None, np.array([images[index][1] for index in range(len(images))], dtype=np.int64)
+            return None, list(getattr(images, name))
+    return None, [images[index][1] for index in range(len(images))]
+
+
+def _as_numbers(name: str, labels: list[Any]) -> NDArray[np.int64]:
+    try:
+        numbers = np.array(labels, dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"data.root: {name} has images without a label there\n"
+            "expected the files with labels, as published"
+        ) from error
+    return numbers[:, 0] if numbers.ndim == 2 else numbers  # QMNIST's have more in a row
 
 
 def _check_files(name: str, place: Path, images: Any, files: list[str] | None) -> None:
@@ -387,7 +406,8 @@ def _check_files(name: str, place: Path, images: Any, files: list[str] | None) -
 
 def _class_names(images: Any, labels: NDArray[np.int64]) -> list[str]:
     """Return a name for each class: the first where it has several, a number where it has none."""
-    given = getattr(images, "classes", None) or getattr(images, "categories", None)
+    attributes = ("classes", "categories", "all_categories")
+    given = next((found for name in attributes if (found := getattr(images, name, None))), None)
     if given is None:
         return [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
     names = [name if isinstance(name, str) else name[0] for name in given]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, seed_everything
 from PIL import Image
 from set_layouts import (
+    OTHERS,
     WRITERS,
     pack,
     tree,
@@ -70,14 +71,34 @@ def message(dataset, root, **options):
     return lines
 
 
+def halves(dataset):
+    """Shares that give small sets of every class what they have no part for."""
+    layout = LAYOUTS[dataset]
+    shares = {"cut_validation": layout.val, "cut_test": layout.test}
+    return {name: 0.5 for name, own in shares.items() if own is None}
+
+
+# SEMEION's constructor fetches unless it is told not to.
+NOT_BY_DEFAULT = {"SEMEION": {"download": False}}
+
+
+def evaluated(data, split):
+    """The images of a split, as evaluation sees them."""
+    source = data.source(split)
+    source.transform = data.transform(training=False)
+    return source
+
+
 # Every configuration, from the command to the last step.
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_each_configuration_runs_on_the_real_layout(name, workplace, monkeypatch, capsys):
     WRITERS[name](workplace / "data", monkeypatch)
-    small = ["--data.batch_size=2", "--data.num_workers=0", "--data.cut_validation=0.5"]
-    small += ["--model.reestimate_bn=1", "--trainer.fast_dev_run=true", "--data.image_size=64"]
+    dataset = yaml.safe_load(shipped()[name].read_text())["data"]["init_args"]["dataset"]
+    small = [f"--data.{option}={share}" for option, share in halves(dataset).items()]
+    small += ["--data.batch_size=2", "--data.num_workers=0", "--model.reestimate_bn=1"]
+    small += ["--trainer.fast_dev_run=true", "--data.image_size=64"]
     small += ["--model.backbone=test_overlock"]
     assert main(["fit", "--config", name, "--data.root", "data", *small]) == 0, (
         capsys.readouterr().err
@@ -159,9 +180,10 @@ def test_own_parts_are_kept(tmp_path, monkeypatch):
     data = module("Flowers102", tmp_path)
     for split in ("train", "val", "test"):
         own = datasets.Flowers102(str(tmp_path), split=split)
-        files = [path.decode() for path in data.source(split).files]
-        assert [f"{tmp_path}/{file}" for file in files] == [str(p) for p in own._image_files]
-        assert data.source(split).labels.tolist() == own._labels
+        files = [f"{tmp_path}/{path.decode()}" for path in data.source(split).files]
+        labels = dict(zip(map(str, own._image_files), own._labels, strict=True))
+        assert files == sorted(labels)
+        assert data.source(split).labels.tolist() == [labels[file] for file in files]
     assert data.class_names == datasets.Flowers102.classes
 
 
@@ -214,6 +236,45 @@ def test_cuts_are_stratified_or_refused(tmp_path_factory, counts, share, seed):
     assert sorted([*train, *val]) == list(range(len(labels)))
     share_of = np.bincount(part.labels[val], minlength=len(counts)) / np.array(counts)
     assert np.abs(share_of - len(val) / len(labels)).max() <= 1 / min(counts)
+
+
+# The other sets: each is read as torchvision reads it.
+
+
+@pytest.mark.parametrize("dataset", sorted(OTHERS))
+def test_every_other_set_is_read_as_torchvision_reads_it(dataset, tmp_path, monkeypatch):
+    OTHERS[dataset](tmp_path, monkeypatch)
+    data = module(dataset, tmp_path, **halves(dataset))
+    transform = create_transform(32, interpolation="bicubic", crop_pct=0.875)
+
+    def own_items(part):
+        options = getattr(LAYOUTS[dataset], part) or {}
+        whole = getattr(datasets, dataset)(
+            str(tmp_path), **options, **NOT_BY_DEFAULT.get(dataset, {})
+        )
+        return sorted(
+            (int(label), transform(image.convert("RGB")).flatten().tolist())
+            for image, label in whole
+        )
+
+    def items(*splits):
+        sources = [evaluated(data, split) for split in splits]
+        found = [source[Key(0, index)] for source in sources for index in range(len(source))]
+        return sorted((int(label), image.flatten().tolist()) for image, label in found)
+
+    has = LAYOUTS[dataset]
+    parts = {part: [part] for part in ("train", "val", "test") if getattr(has, part) is not None}
+    parts["train"] += [split for split in ("val", "test") if split not in parts]
+    for part, splits in parts.items():
+        assert items(*splits) == own_items(part)
+    assert len(data.class_names) == len(set(data.class_names)) > 1
+
+
+@pytest.mark.parametrize("dataset", ["SUN397", "INaturalist"])
+def test_the_order_is_not_the_file_systems(dataset, tmp_path, monkeypatch):
+    OTHERS[dataset](tmp_path, monkeypatch)
+    files = module(dataset, tmp_path, **halves(dataset))._part("train").files
+    assert files == sorted(files)
 
 
 # Augmentation, batches, resuming.
@@ -344,7 +405,7 @@ def test_archives_are_unpacked_once(name, dataset, archive, inside, tmp_path, mo
     packed = tmp_path / archive
     pack(packed, packed.parent, inside)
     size = {"dataset_args": {"size": "160px"}} if dataset == "Imagenette" else {}
-    data = module(dataset, tmp_path, cut_validation=0.5, **size)
+    data = module(dataset, tmp_path, **halves(dataset), **size)
     assert tree(tmp_path) == sorted([*before, archive])
     assert len(data.source("train")) > 0
     packed.write_bytes(b"not looked at again")
@@ -493,6 +554,10 @@ def test_an_unreadable_image_is_named_or_skipped(tmp_path):
     ("options", "expected"),
     [
         ({"dataset": "CIFAR"}, "data.dataset is 'CIFAR'. Did you mean 'CIFAR10'?"),
+        (
+            {"dataset": "fashionmnist"},
+            "data.dataset is 'fashionmnist'. Did you mean 'FashionMNIST'",
+        ),
         ({"dataset": ""}, "data.dataset is ''."),
         ({"dataset": "VOCDetection"}, "data.dataset is 'VOCDetection'."),
         ({"cut_validation": 0}, "data.cut_validation: found 0, expected a number from 0 to 1 with"),
