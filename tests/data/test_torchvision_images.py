@@ -92,7 +92,14 @@ def evaluated(data, split):
 # Every configuration, from the command to the last step.
 
 
-@pytest.mark.parametrize("name", sorted(WRITERS))
+# One for each way that images are held; the others are alike.
+FAST = ("cifar10", "fashion_mnist", "pets")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in sorted(WRITERS)],
+)
 def test_each_configuration_runs_on_the_real_layout(name, workplace, monkeypatch, capsys):
     WRITERS[name](workplace / "data", monkeypatch)
     dataset = yaml.safe_load(shipped()[name].read_text())["data"]["init_args"]["dataset"]
@@ -105,6 +112,7 @@ def test_each_configuration_runs_on_the_real_layout(name, workplace, monkeypatch
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", ["pixels_32_overlock", "pixels_32_convneur", None])
 def test_other_networks_take_a_configuration_of_data(pixels, workplace, monkeypatch):
     write_cifar(workplace / "data", monkeypatch)
@@ -350,7 +358,7 @@ def test_predictions_are_of_the_test_part_or_of_own_images(tmp_path, monkeypatch
     (_, names), *_ = module("CIFAR10", tmp_path, cut_validation=0.5).predict_dataloader()
     assert names[:2] == ["CIFAR10 test 00000", "CIFAR10 test 00001"]
     (_, paths), *_ = module("OxfordIIITPet", tmp_path, cut_validation=0.5).predict_dataloader()
-    assert paths[0] == f"{tmp_path}/oxford-iiit-pet/images/Cat_breed_1_test0.jpg"
+    assert paths[0] == min(map(str, (tmp_path / "oxford-iiit-pet/images").glob("*_test0.jpg")))
     # The data may be gone then.
     own = module("CIFAR10", tmp_path / "gone", predict_dir=f"{tmp_path}/oxford-iiit-pet/images")
     assert own.examine("predict") == ""
