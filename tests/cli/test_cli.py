@@ -1,6 +1,7 @@
 """The command's words, options and answers to wrong input."""
 
 import csv
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -64,6 +65,19 @@ def test_help_of_a_command_lists_its_options(capsys):
     assert "--trainer.max_epochs" in text
     assert "--ema.decay" in text
     assert "--name" in text
+    # The common options first; the other 400 lines are behind --help-all.
+    assert len(text.splitlines()) < 130
+    assert "--help-all" in text
+    assert main(["fit", "--help-all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 400
+
+
+def test_help_of_a_prediction_lists_no_option_of_training(capsys):
+    assert main(["predict", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--data.predict_dir" in text
+    assert not re.search("max_epochs|max_time|gradient_clip|--ema", text)
+    assert len(text.splitlines()) < 60
 
 
 def test_configs_lists_each_with_its_line(capsys):
