@@ -25,6 +25,8 @@ commands:
   predict   write predictions of a folder:      lightning predict --ckpt_path FILE
   configs   list the shipped configurations, one line each
   bench     compare models: parameters, multiply-adds, time, memory
+  export    write a trained network for timm, ONNX or torch:
+            lightning export --ckpt_path FILE --format timm|onnx|torch
   robustness  accuracy and calibration on ImageNet-V2, -A, -R, -Sketch and -C, or folders like them:
             lightning robustness --ckpt_path FILE --data.imagenet_r FOLDER
   data      convert VOC, YOLO, labelme, Cityscapes, Oxford Pets to COCO files or label maps:
@@ -96,6 +98,13 @@ def _run(arguments: list[str]) -> int:
         from lightning_overlock.bench.command import run as bench
 
         return bench(options)
+    elif command == "export":
+        from lightning_overlock.export.options import read_options as read_export
+
+        options = read_export(rest)
+        from lightning_overlock.export.command import run as export
+
+        return export(options)
     elif command == "robustness":
         from lightning_overlock.robustness.options import read_options as read_robustness
 

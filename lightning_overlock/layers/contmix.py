@@ -12,6 +12,7 @@ from lightning_overlock.layers.conv_norm import ConvNorm
 from lightning_overlock.layers.shapes import map_size
 from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.contmix.operator import contmix, contmix_kernels
+from lightning_overlock.ops.tracing import is_open
 
 
 @register_notrace_module
@@ -138,7 +139,7 @@ class ContMix(nn.Module):
         k = self.kernel_size
         if height >= k and width >= k:  # apart: `min` of symbolic sizes would compare them
             return height, width
-        if isinstance(height, torch.SymInt) and torch.compiler.is_exporting():
+        if is_open(height):
             raise ValueError(
                 f"a map is smaller than ContMix's kernel of {k}x{k} pixels and would be resized, "
                 "which an exported network with open sizes cannot do"

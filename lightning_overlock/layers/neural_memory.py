@@ -17,7 +17,7 @@ from lightning_overlock.layers.tap import Tap
 from lightning_overlock.ops.neural_memory import Weights, neural_memory
 from lightning_overlock.ops.neural_memory_scan import ChunkTable
 from lightning_overlock.ops.shuffled_order import shuffled_order
-from lightning_overlock.ops.tracing import is_tracing
+from lightning_overlock.ops.tracing import is_open, is_tracing
 
 Scan = Literal["raster", "bidirectional", "whole", "shuffled"]
 Write = Literal["descent", "none", "ascent"]
@@ -240,7 +240,7 @@ class NeuralMemory(nn.Module):
             tokens = torch.cat((tokens, tokens.flip(1)))
         queries = self._queries(tokens)
         count = math.prod(map_size(x))
-        if isinstance(count, torch.SymInt) and torch.compiler.is_exporting():
+        if is_open(count):
             read = scanned(self, tokens, queries)
         else:
             read = self._chunked(tokens, queries, count)

@@ -5,7 +5,8 @@ tokens is a symbol, the chunks are one `scan` of torch, each padded to the same 
 the padding has a step of zero and writes nothing.
 """
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from lightning_overlock.ops.neural_memory import Weights, gradient_step, read_memory
 
 
-class ChunkTable(NamedTuple):
+@dataclass(frozen=True)
+class ChunkTable:
     """Which tokens lie in which chunk."""
 
     index: Tensor  # (T, C) int64, the place of each token; that of the last one in the padding
@@ -40,14 +42,19 @@ def chunk_table(
     Returns:
         The table, and the place of each token in its flattened chunks, (N,) int64.
     """
-    length = torch.sym_min(chunk_size, torch.sym_max(1, tokens // min_chunks))
+    length: Any = torch.sym_min(chunk_size, torch.sym_max(1, tokens // min_chunks))
     chunks = (tokens + length - 1) // length
-    place = torch.arange(chunk_size, device=device)
-    index = torch.arange(chunks, device=device)[:, None] * length + place
-    inside = (place < length) & (index < tokens)
+    # As tensors: not all operations with a symbol for a number have a form outside of torch.
+    size, last = (
+        torch.full((), value, dtype=torch.int64, device=device) for value in (length, tokens - 1)
+    )
+    offset = torch.arange(chunk_size, device=device)
+    index = torch.arange(chunks, device=device)[:, None] * size + offset
+    inside = (offset < size) & (index <= last)
     position = torch.arange(tokens, device=device)
-    flat = torch.div(position, length, rounding_mode="floor") * chunk_size + position % length
-    return ChunkTable(index.clamp(max=tokens - 1), inside), flat
+    chunk = position // size
+    place = chunk * chunk_size + position - chunk * size
+    return ChunkTable(torch.minimum(index, last), inside), place
 
 
 def scan_memory(

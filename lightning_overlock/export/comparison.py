@@ -1,0 +1,104 @@
+"""An exported network beside the one that it was made from: values and latency."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from lightning_overlock.bench.measure import time_interleaved
+from lightning_overlock.errors import InputError
+
+Outputs = dict[str, Tensor]
+# Maps images (B, 3, H, W) to named tensors.
+Runner = Callable[[Tensor], Outputs]
+
+# Largest difference of logits over the size of the logits, by the weights' type.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# What near-ties may turn round: pixels whose two best classes are alike, boxes at a threshold.
+FEWEST_EQUAL = 0.99
+SAME_BOX = 0.99
+
+
+def as_runner(network: nn.Module, names: Sequence[str]) -> Runner:
+    """Return a network as a function with named outputs."""
+
+    def run(images: Tensor) -> Outputs:
+        with torch.inference_mode():
+            found = network(images)
+        return dict(zip(names, [found] if isinstance(found, Tensor) else found, strict=True))
+
+    return run
+
+
+def compare(
+    eager: Runner, exported: Runner, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """Compare both on random images.
+
+    Args:
+        eager: The network.
+        exported: What was made of it.
+        shapes: (B, 3, H, W) of the images.
+        dtype: Type of the weights, which the tolerance depends on.
+
+    Returns:
+        A row per shape: "shape", "difference" (of logits over the largest logit, or of scores) and
+        "equal", the share of equal labels or of objects that both have found.
+
+    Raises:
+        InputError: They differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for shape in shapes:
+        images = torch.rand(shape, generator=generator)
+        expected, found = eager(images), exported(images)
+        match = _objects if "boxes" in expected else _logits
+        difference, equal = match(expected, found)
+        if not difference <= TOLERANCES[dtype] or equal < FEWEST_EQUAL:
+            raise InputError(
+                f"the exported network differs from the task's on images of {list(shape)}: by "
+                f"{difference:.2g} (at most {TOLERANCES[dtype]:g}), {equal:.1%} of labels equal\n"
+                "nothing was written"
+            )
+        rows.append({"shape": list(shape), "difference": difference, "equal": equal})
+    return rows
+
+
+def _logits(expected: Outputs, found: Outputs) -> tuple[float, float]:
+    a, b = expected["logits"].double(), found["logits"].double()
+    if a.shape != b.shape:
+        return float("inf"), 0.0
+    labels = found["labels"] if "labels" in found else b.argmax(1)
+    equal = (a.argmax(1) == labels).double().mean()
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)), float(equal)
+
+
+def _objects(expected: Outputs, found: Outputs) -> tuple[float, float]:
+    """Match each object with the one of its class that overlaps most, and compare their scores."""
+    count, other = len(expected["boxes"]), len(found["boxes"])
+    if count == 0 or other == 0:
+        return 0.0, float(count == other)
+    overlap = box_iou(expected["boxes"].double(), found["boxes"].double())
+    overlap[expected["labels"][:, None] != found["labels"]] = 0
+    best, match = overlap.max(1)
+    same = best > SAME_BOX
+    if not same.any():
+        return 0.0, 0.0
+    difference = (expected["scores"] - found["scores"][match])[same].abs().max()
+    if "masks" in expected:
+        masks = (expected["masks"] - found["masks"][match])[same].abs().mean()
+        difference = torch.maximum(difference, masks)
+    return float(difference), float(same.double().mean()) * min(1.0, count / other)
+
+
+def latencies(
+    eager: Runner, exported: Runner, shape: tuple[int, ...], seconds: float
+) -> dict[str, float]:
+    """Return the median milliseconds of both, taken in turn on the same images."""
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    steps = {"eager": lambda: eager(images), "exported": lambda: exported(images)}
+    found = time_interleaved(steps, seconds)
+    return {name: 1000 * value for name, value in found.items()}

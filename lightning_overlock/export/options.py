@@ -1,0 +1,131 @@
+"""What is typed after `lightning export`: read and checked without torch."""
+
+import argparse
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.files import require_writable
+from lightning_overlock.runs.checkpoint import checkpoint_in
+from lightning_overlock.runs.layout import CHECKPOINTS
+
+# The file or folder of each format, where no --output is typed.
+FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch": "model.pt2"}
+DTYPES = ("float32", "bfloat16", "float16")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = re.search(r"unrecognized arguments: (\S+)", message)
+        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
+        raise InputError(f"export: {message}.{near}\n`lightning export --help` lists all options.")
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """Return what was typed after `export`, with the checkpoint and the output as paths.
+
+    Raises:
+        InputError: A mistake in it.
+    """
+    args = _parser().parse_args(arguments)
+    for option in ("ckpt_path", "format"):
+        if getattr(args, option) is None:
+            raise InputError(
+                f"export: --{option} is missing.\n"
+                "Expected lightning export --ckpt_path FILE|RUN --format timm|onnx|torch."
+            )
+    if args.format not in FORMATS:
+        raise InputError(
+            f"--format {args.format}: no such format.{did_you_mean(args.format, FORMATS)}\n"
+            f"Expected one of {', '.join(FORMATS)}."
+        )
+    if args.format == "timm" and (args.size or args.dynamic):
+        raise InputError(
+            "--size and --dynamic are of use with onnx and torch; a timm folder holds weights for "
+            "every size"
+        )
+    if args.format == "onnx" and args.dtype == "bfloat16":
+        raise InputError("--dtype bfloat16: onnxruntime has no kernels of it; expected float16")
+    if args.format == "onnx" and (missing := [n for n in ONNX_PACKAGES if find_spec(n) is None]):
+        raise InputError(
+            f"--format onnx needs {', '.join(missing)}, not installed here.\n"
+            "Install the extra: pip install 'lightning-overlock[export]'"
+        )
+    args.ckpt_path = checkpoint_in(args.ckpt_path)
+    if args.output is None:
+        folder = args.ckpt_path.parent
+        run = folder.parent if folder.name == CHECKPOINTS else folder
+        args.output = run / "export" / FORMATS[args.format]
+    for path in {args.output, report_path(args.output)}:
+        if path.exists():
+            raise InputError(
+                f"--output {path}: this exists already.\n"
+                "Expected a new name: nothing is written over."
+            )
+    if args.ckpt_path.is_file():  # what is no file is told when it is read
+        require_writable(args.output.parent, "Name another place with --output.")
+    return args
+
+
+def report_path(output: Path) -> Path:
+    """Return where the report of an export goes: beside a file, inside a folder."""
+    return output.with_suffix(".json") if output.suffix else output / "report.json"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lightning export",
+        allow_abbrev=False,
+        description="Write a trained network to a file that is used without this package. The file "
+        "is compared with the network at once, and refused where it differs; sizes, differences "
+        "and latencies are in a JSON report beside it.",
+    )
+    add = parser.add_argument
+    add("--ckpt_path", type=Path, metavar="FILE|RUN", help="a checkpoint, or the folder of a run")
+    add(
+        "--format",
+        metavar="|".join(FORMATS),
+        help="timm: a folder for timm.create_model('local-dir:FOLDER'), with a model card; onnx: "
+        "for onnxruntime; torch: for torch.export.load",
+    )
+    add("--output", type=Path, metavar="PATH", help="what is written (default: RUN/export/…)")
+    add(
+        "--size",
+        type=_size,
+        metavar="N|HxW",
+        help="pixels of the images (default: those that the network was evaluated at)",
+    )
+    add(
+        "--dynamic",
+        action="store_true",
+        help="leave batch, height and width open; a detector takes one image at a time",
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    add(
+        "--seconds",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="how long each latency is measured (default: 2)",
+    )
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"--seconds {text}: expected a number above 0")
+    return seconds
