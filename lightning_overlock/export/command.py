@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             report = _export_program(task, args, output, dtype)
         report = _facts(task, args) | report
-        path = report_path(args.output)
+        path = report_path(args.output, args.format == "timm")
         beside = output / path.name if args.format == "timm" else path
         beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     times = report["latency_ms"]

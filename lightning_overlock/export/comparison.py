@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from lightning_overlock.bench.measure import time_interleaved
+from lightning_overlock.bench.measure import Step, time_interleaved
 from lightning_overlock.errors import InputError
 
 Outputs = dict[str, Tensor]
@@ -99,6 +99,6 @@ def latencies(
 ) -> dict[str, float]:
     """Return the median milliseconds of both, taken in turn on the same images."""
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    steps = {"eager": lambda: eager(images), "exported": lambda: exported(images)}
+    steps: dict[str, Step] = {"eager": lambda: eager(images), "exported": lambda: exported(images)}
     found = time_interleaved(steps, seconds)
     return {name: 1000 * value for name, value in found.items()}

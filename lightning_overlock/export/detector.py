@@ -1,6 +1,6 @@
 """Detection in operations that can be exported: no Python loop over what was found."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,14 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
-        self.model = model
-        self.has_masks = model.roi_heads.has_mask()
+        self.model = network = cast("Any", model)
+        self.has_masks = network.roi_heads.has_mask()
         self.outputs = ("boxes", "scores", "labels", *(("masks",) if self.has_masks else ()))
-        cells = model.rpn.anchor_generator.cell_anchors
+        cells = network.rpn.anchor_generator.cell_anchors
         for level, cell in enumerate(cells):
             self.register_buffer(f"anchors{level}", cell.clone(), persistent=False)
         for name in ("mean", "std"):
-            value = torch.tensor(getattr(model.transform, f"image_{name}")).view(3, 1, 1)
+            value = torch.tensor(getattr(network.transform, f"image_{name}")).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

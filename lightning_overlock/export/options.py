@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import require_writable
-from lightning_overlock.runs.checkpoint import checkpoint_in
+from lightning_overlock.runs.checkpoint import checkpoint_in, require_checkpoint
 from lightning_overlock.runs.layout import CHECKPOINTS
 
 # The file or folder of each format, where no --output is typed.
@@ -55,24 +55,24 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
             "Install the extra: pip install 'lightning-overlock[export]'"
         )
     args.ckpt_path = checkpoint_in(args.ckpt_path)
+    require_checkpoint(args.ckpt_path)
     if args.output is None:
         folder = args.ckpt_path.parent
         run = folder.parent if folder.name == CHECKPOINTS else folder
         args.output = run / "export" / FORMATS[args.format]
-    for path in {args.output, report_path(args.output)}:
+    for path in {args.output, report_path(args.output, args.format == "timm")}:
         if path.exists():
             raise InputError(
                 f"--output {path}: this exists already.\n"
                 "Expected a new name: nothing is written over."
             )
-    if args.ckpt_path.is_file():  # what is no file is told when it is read
-        require_writable(args.output.parent, "Name another place with --output.")
+    require_writable(args.output.parent, "Name another place with --output.")
     return args
 
 
-def report_path(output: Path) -> Path:
+def report_path(output: Path, timm_folder: bool) -> Path:
     """Return where the report of an export goes: beside a file, inside a folder."""
-    return output.with_suffix(".json") if output.suffix else output / "report.json"
+    return output / "report.json" if timm_folder else output.with_name(f"{output.name}.json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,11 +38,11 @@ def checkpoint_in(path: Path, last_first: bool = False) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a Lightning checkpoint's content, its tensors on the CPU.
+def require_checkpoint(path: Path) -> None:
+    """Make sure that a checkpoint's file exists.
 
     Raises:
-        InputError: If the file does not exist or is no Lightning checkpoint.
+        InputError: If it does not.
     """
     if not path.is_file():
         near = [str(file) for file in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
@@ -50,6 +50,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"--ckpt_path {path}: this file does not exist.{did_you_mean(str(path), near)}\n"
             "Expected a checkpoint, as in runs/NAME/checkpoints/best.ckpt."
         )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a Lightning checkpoint's content, its tensors on the CPU.
+
+    Raises:
+        InputError: If the file does not exist or is no Lightning checkpoint.
+    """
+    require_checkpoint(path)
     import torch
 
     try:

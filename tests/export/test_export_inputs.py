@@ -1,0 +1,76 @@
+"""Mistakes in what is typed after `lightning export` get their line, mostly without torch."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_overlock.cli.main import main
+from lightning_overlock.export import options
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "--ckpt_path is missing"),
+        ("--ckpt_path a.ckpt", "--format is missing"),
+        ("--ckpt_path a.ckpt --format onxx", "no such format. Did you mean 'onnx'?"),
+        ("--ckpt_path a.ckpt --format torch --sise 3", "Did you mean '--size'?"),
+        ("--ckpt_path a.ckpt --format torch --size 0", "--size 0: expected pixels"),
+        ("--ckpt_path a.ckpt --format torch --size 3y4", "--size 3y4: expected pixels"),
+        ("--ckpt_path a.ckpt --format torch --seconds nan", "--seconds nan: expected a number"),
+        ("--ckpt_path a.ckpt --format torch --dtype int8", "invalid choice: 'int8'"),
+        ("--ckpt_path a.ckpt --format timm --dynamic", "of use with onnx and torch"),
+        ("--ckpt_path a.ckpt --format onnx --dtype bfloat16", "expected float16"),
+        ("--ckpt_path . --format torch", "this folder holds no checkpoints/last.ckpt"),
+        ("--ckpt_path text.ckpt --format torch --output there", "there: this exists already"),
+        ("--ckpt_path text.ckpt --format torch --output x", "x.json: this exists already"),
+        ("--ckpt_path a.ckpt --format torch", "a.ckpt: this file does not exist"),
+        ("--ckpt_path text.ckpt --format torch", "this file is no checkpoint"),
+        ("--ckpt_path other.ckpt --format torch", "no Lightning checkpoint"),
+        ("--ckpt_path alien.ckpt --format torch", "found no configuration inside"),
+    ],
+)
+def test_a_mistake_has_its_line(line, words, workplace, capsys):
+    (workplace / "there").write_text("")
+    (workplace / "x.json").write_text("")
+    (workplace / "text.ckpt").write_text("no zip file")
+    torch.save({"weight": torch.zeros(2)}, workplace / "other.ckpt")
+    alien = {"pytorch-lightning_version": "2.6.6", "state_dict": {"w": torch.zeros(2)}}
+    torch.save(alien, workplace / "alien.ckpt")
+    before = sorted(workplace.iterdir())
+    assert main(["export", *line.split()]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.splitlines()) <= 3
+    assert sorted(workplace.iterdir()) == before, "nothing is left behind"
+
+
+def test_what_the_extra_brings_is_named_where_it_is_missing(monkeypatch, workplace, capsys):
+    def find_spec(name):
+        return None if name == "onnxruntime" else importlib.util.find_spec(name)
+
+    monkeypatch.setattr(options, "find_spec", find_spec)
+    assert main(["export", "--ckpt_path", "a.ckpt", "--format", "onnx"]) == 2
+    assert "onnxruntime, not installed here" in (message := capsys.readouterr().err)
+    assert "pip install 'lightning-overlock[export]'" in message
+
+
+def test_help_and_wrong_options_need_no_torch(tmp_path):
+    code = """
+import sys
+from lightning_overlock.cli.main import main
+assert main(["export", "--help"]) == 0
+assert main(["export", "--format", "timm"]) == 2
+assert main("export --ckpt_path a.ckpt --format onxx".split()) == 2
+assert main("export --ckpt_path a.ckpt --format torch".split()) == 2
+heavy = {"torch", "timm", "lightning", "onnx", "onnxruntime"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--ckpt_path FILE|RUN" in done.stdout
