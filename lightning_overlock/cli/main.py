@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: help and most wrong inputs are an
 
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 from lightning_overlock import __version__, configs
@@ -48,6 +49,8 @@ lightning --version prints the version.
 """
 
 COMMANDS = ("fit", "validate", "test", "predict")
+# Commands with options of their own, and the room that reads and runs each.
+ROOMS = {"bench": "bench", "export": "export", "robustness": "robustness", "data": "convert"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,34 +94,11 @@ def _run(arguments: list[str]) -> int:
         if rest:
             raise InputError(f"configs takes no arguments, found {' '.join(rest)}.")
         print(configs.listing())
-    elif command == "bench":
-        from lightning_overlock.bench.options import read_options
-
-        options = read_options(rest)
-        from lightning_overlock.bench.command import run as bench
-
-        return bench(options)
-    elif command == "export":
-        from lightning_overlock.export.options import read_options as read_export
-
-        options = read_export(rest)
-        from lightning_overlock.export.command import run as export
-
-        return export(options)
-    elif command == "robustness":
-        from lightning_overlock.robustness.options import read_options as read_robustness
-
-        options = read_robustness(rest)
-        from lightning_overlock.robustness.command import run as robustness
-
-        return robustness(options)
-    elif command == "data":
-        from lightning_overlock.convert.options import read_options as read_conversion
-
-        options = read_conversion(rest)
-        from lightning_overlock.convert.command import run as convert
-
-        return convert(options)
+    elif command in ROOMS:
+        room = f"lightning_overlock.{ROOMS[command]}"
+        options = import_module(f"{room}.options").read_options(rest)  # without torch
+        code: int = import_module(f"{room}.command").run(options)
+        return code
     elif command == "sweep":
         from lightning_overlock.sweep.command import main as sweep
 
@@ -129,16 +109,7 @@ def _run(arguments: list[str]) -> int:
 
         training.run(request)
     else:
-        known = [
-            *COMMANDS,
-            "configs",
-            "bench",
-            "robustness",
-            "data",
-            "sweep",
-            "--version",
-            "--help",
-        ]
+        known = [*COMMANDS, "configs", *ROOMS, "sweep", "--version", "--help"]
         raise InputError(
             f"{command}: no command of this name.{did_you_mean(command, known)}\n"
             f"Expected one of {', '.join(known)}."
