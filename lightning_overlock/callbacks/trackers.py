@@ -115,7 +115,7 @@ def _csv(run: TrackedRun) -> Logger:
 def _wandb(run: TrackedRun) -> Logger:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLogger(
+    logger = WandbLogger(
         name=run.name,
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         save_dir=run.folder,
@@ -125,6 +125,9 @@ def _wandb(run: TrackedRun) -> Logger:
         mode=os.environ.get("WANDB_MODE", "offline"),
         settings={"console": "off"},
     )
+    # Lightning hands it on even where it is None, and W&B warns that it has dropped it.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
 
 
 def _mlflow(run: TrackedRun) -> Logger:

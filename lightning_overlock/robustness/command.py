@@ -225,17 +225,12 @@ def _cell(heading: str, value: str | float | None) -> str:
 
 
 def _notes(results: list[Result], images: list[Images], imagenet: bool) -> list[str]:
-    notes = []
-    for result, its in zip(results, images, strict=True):
-        whose = f"{result.name}, " if len(results) > 1 else ""
-        for name, found in its.sets.items():
-            notes.append(
-                f"{whose}{BENCHMARKS[name].title}: {len(found.files):,} images of "
-                f"{len(found.classes)} classes, and only these compete."
-                + (f" Left out: {found.left_out}." if found.left_out else "")
-            )
-        if its.corrupted:
-            notes += [f"{whose}{note}" for note in _corruption_notes(its.corrupted)]
+    told = [_notes_of(its, imagenet) for its in images]
+    if all(notes == told[0] for notes in told):
+        notes = told[0]
+    else:
+        named = zip(results, told, strict=True)
+        notes = [f"{result.name}, {note}" for result, its in named for note in its]
     notes.append(
         f"ECE: expected calibration error in {CALIBRATION_BINS} bins of the confidence. "
         "NLL: mean negative log-likelihood, in nats. On C both are means over corruptions, of "
@@ -252,7 +247,17 @@ def _notes(results: list[Result], images: list[Images], imagenet: bool) -> list[
     return notes
 
 
-def _corruption_notes(found: dict[str, dict[int, LabelledFolder]]) -> list[str]:
+def _notes_of(images: Images, imagenet: bool) -> list[str]:
+    """Return what a model was measured on, in sentences."""
+    notes = [
+        f"{BENCHMARKS[name].title}: {len(found.files):,} images of {len(found.classes)} classes, "
+        "and only these compete." + (f" Left out: {found.left_out}." if found.left_out else "")
+        for name, found in images.sets.items()
+    ]
+    return notes + (_corruption_notes(images.corrupted, imagenet) if images.corrupted else [])
+
+
+def _corruption_notes(found: dict[str, dict[int, LabelledFolder]], imagenet: bool) -> list[str]:
     by_severities: dict[tuple[int, ...], list[str]] = {}
     for name, severities in found.items():
         by_severities.setdefault(tuple(severities), []).append(name)
@@ -265,10 +270,12 @@ def _corruption_notes(found: dict[str, dict[int, LabelledFolder]]) -> list[str]:
     what = "all 15 corruptions at severities 1 to 5" if whole else "; ".join(parts)
     counts = {len(folder.files) for folder in folders}
     classes = {len(folder.classes) for folder in folders}
+    published = "." if whole else "; it is not the published mCE, which has all 15 x 5."
+    if not imagenet:
+        published = ", which are for ImageNet: of other classes the error says more."
     notes = [
         f"C: {what}; {_range(counts)} images of {_range(classes)} classes each. mCE: errors over "
-        "AlexNet's published ones for the same corruptions and severities"
-        + ("." if whole else "; it is not the published mCE, which has all 15 x 5.")
+        f"AlexNet's published ones for the same corruptions and severities{published}"
     ]
     notes += [f"C, left out of {f.folder}: {f.left_out}." for f in folders if f.left_out]
     return notes

@@ -61,7 +61,8 @@ def test_a_run_on_every_kind_of_folder(place, tmp_path, capsys):
     assert main(["robustness", *arguments, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "2 images of 1 classes that the model does not know" in printed
-    assert "it is not the published mCE" in printed
+    assert "fog at severities 1, 4" in printed
+    assert "which are for ImageNet" in printed
     assert "Published figures are left out" in printed
     (row,) = csv_rows(tmp_path / "out" / "robustness.csv")
     assert row["model"] == "small"

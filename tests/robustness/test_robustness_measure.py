@@ -155,6 +155,22 @@ def test_alexnet_itself_has_100_percent():
     assert resnet["C: mCE (%)"] == 76.7
 
 
+def test_models_that_saw_other_images_are_told_apart(folder):
+    found = read_folder("--data.imagenet_r", folder, Linear.class_names, 0.1)
+    fewer = found._replace(classes=found.classes[:2])
+    results = [Result(name, {"imagenet_r": Figures(21, 0.5, 0.1, 1.0)}, None) for name in "ab"]
+    part = {"fog": {1: found, 2: found}}
+    same = robustness_table(results, [Images({"imagenet_r": found}, part)] * 2, True)
+    assert same.notes[0] == "R: 21 images of 3 classes, and only these compete."
+    assert "it is not the published mCE" in same.notes[1]
+    images = [Images({"imagenet_r": one}, {}) for one in (found, fewer)]
+    other = robustness_table(results, images, True)
+    assert [note[:22] for note in other.notes[:2]] == [
+        "a, R: 21 images of 3 c",
+        "b, R: 21 images of 2 c",
+    ]
+
+
 def test_published_figures_are_whole():
     rows = published_figures()
     assert len({row["model"] for row in rows}) == len(rows) > 10
