@@ -278,7 +278,7 @@ class TestNeverTimed:
         assert (operation.chosen, operation.timed) == (None, 0)
         torch.func.vmap(operation)(image())
         assert (operation.chosen, operation.timed) == (None, 0)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        with warnings.catch_warnings(action="ignore"):  # that tracing is deprecated
             torch.jit.trace(lambda x: operation(x), image(), check_trace=False)
         assert (operation.chosen, operation.timed) == (None, 0)
 
