@@ -3,13 +3,12 @@
 `torch.fx` meets comparisons of sizes inside functions that timm's tracer takes whole.
 """
 
-import torch
 from timm.models import register_notrace_function
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
-from lightning_overlock.ops.tracing import is_tracing
+from lightning_overlock.ops.tracing import is_exporting, is_tracing
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
@@ -49,7 +48,7 @@ def resize_like(x: Tensor, like: Tensor) -> Tensor:
 
 def _surely_equal(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Tell whether sizes are equal; symbolic ones that need not be are not, and no guard is set."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return size == other
     return all(statically_known_true(a == b) for a, b in zip(size, other, strict=True))
 

@@ -21,7 +21,7 @@ from lightning_overlock.errors import InputError
 from lightning_overlock.ops.choices import Choice, choices
 from lightning_overlock.ops.first_process import of_first_process, together
 from lightning_overlock.ops.measure import Run, measure
-from lightning_overlock.ops.tracing import is_tracing
+from lightning_overlock.ops.tracing import is_exporting, is_tracing
 
 # The kernels were compiled for chips of this compute capability or later.
 TRITON_CAPABILITY = (8, 0)
@@ -119,7 +119,7 @@ class Backends:
         device = inputs[0].device if inputs[0] is not None else torch.device("cpu")
         if not measures(device):
             return None
-        if torch.compiler.is_exporting() or is_tracing():
+        if is_exporting() or is_tracing():
             return None
         if not all(map(has_static_value, sizes.values())):  # a guard would narrow them to a class
             return None

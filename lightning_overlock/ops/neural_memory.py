@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lightning_overlock.ops.tracing import is_tracing
+from lightning_overlock.ops.tracing import is_exporting, is_tracing
 
 EPSILON = 1e-5  # of the layer norm inside the memory
 
@@ -139,7 +139,7 @@ def neural_memory(
             *(split(x, 1) for x in (momentum, decay)),
             strict=True,
         )
-        recompute = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        recompute = torch.is_grad_enabled() and not is_exporting()
         reads = []
         for i, part in enumerate(parts):
             # The backward pass starts with the last run: recomputing it would free nothing.

@@ -22,6 +22,7 @@ from lightning_overlock.ops.dispatch import (
     measures,
     triton_obstacle,
 )
+from lightning_overlock.ops.tracing import is_exporting
 
 # What is measured on Triton: heads whose pixel has so many bytes; of more, the compiled kernels do
 # not fit the registers. And as one dense product: maps of so many pixels, whose square it holds.
@@ -216,7 +217,7 @@ def _mix(
 ) -> Tensor:
     """One kernel size of `contmix`."""
     inputs = (value, query, tap_weights, tap_bias, table)
-    if backend == "auto" and torch.compiler.is_exporting():
+    if backend == "auto" and is_exporting():
         return standard(*inputs)  # an exported network must run where this package is not
     if backend == "auto" and measures(value.device):
         backend = _choose(inputs) or backend

@@ -22,6 +22,7 @@ from lightning_overlock.ops.dispatch import (
     measures,
     triton_obstacle,
 )
+from lightning_overlock.ops.tracing import is_exporting
 
 # Before this version, cuDNN has given wrong results when different sizes ran one after another.
 SAFE_CUDNN = 92400
@@ -107,7 +108,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> No
 
 def _safe(x: Tensor) -> str:
     """Return the backend that needs no comparison."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "conv"  # an exported network must run where this package is not
     if x.device.type == "cpu":
         return "onednn"
@@ -126,7 +127,7 @@ def _choose(
     x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None
 ) -> str | None:
     """Return the backend that was or is now measured for a convolution; None for an export."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return None
 
     def candidates() -> list[str]:
