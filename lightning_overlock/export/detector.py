@@ -51,7 +51,10 @@ class ExportedDetector(nn.Module):
         """
         height, width = images.shape[-2:]
         x = (images - self.mean) / self.std
-        right, bottom = (-(-side // DIVISOR) * DIVISOR - side for side in (width, height))
+        # Rounded up by a sum: ONNX's division of a negative number rounds the other way.
+        right, bottom = (
+            (side + DIVISOR - 1) // DIVISOR * DIVISOR - side for side in (width, height)
+        )
         x = F.pad(x, (0, right, 0, bottom))
         features = self.model.backbone(x)
         proposals = self._proposals(
