@@ -159,8 +159,12 @@ def _large(boxes: Tensor, least: float) -> Tensor:
 
 def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Return whether non-maximum suppression keeps boxes (N, 4)."""
+    # Two boxes outside of all images are always kept, last: torchvision promises torch.export two.
+    outside = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
+    last = torch.full_like(outside[:, 0], -2)
+    boxes, scores = torch.cat((boxes, outside)), torch.cat((scores, last))
     kept = nms(boxes, scores, threshold)
-    return torch.zeros_like(scores).scatter(0, kept, 1.0) > 0
+    return (torch.zeros_like(scores).scatter(0, kept, 1.0) > 0)[:-2]
 
 
 def _pool(maps: list[Tensor], boxes: Tensor, output: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """A network as a program of torch's own operations (`torch.export`)."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def export_program(network: nn.Module, images: Tensor, open_dims: Sequence[int])
     """
     shapes = dict.fromkeys(open_dims, Dim.DYNAMIC)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torchvision describes its operations in a way that torch 2.15 deprecates.
+            warnings.simplefilter("ignore", FutureWarning)
             program = torch.export.export(network, (images,), dynamic_shapes=(shapes,))
     except Exception as error:  # torch has no common type for what a trace cannot follow
         text = str(error).strip().splitlines()[0]
