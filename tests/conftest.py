@@ -1,6 +1,14 @@
 """What tests of several rooms share; functions they share are in shared.py."""
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def deterministic_is_off_again():
+    """What a Trainer with `deterministic=True` leaves on in its process."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -74,6 +74,14 @@ def run(request: Request) -> None:
             TrainingCLI(request, first_batch)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except Exception as error:
+        # wandb is imported by its logger alone. It says so before anything is trained.
+        if (type(error).__module__, type(error).__name__) == ("wandb.errors.errors", "UsageError"):
+            raise InputError(
+                f"WandbLogger: {str(error).splitlines()[0]}\n"
+                "`--logger wandb` in its place writes into the run folder and sends nothing."
+            ) from error
+        raise
 
 
 class TrainingCLI(LightningCLI):
