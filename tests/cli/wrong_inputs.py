@@ -279,7 +279,7 @@ WORDS = [
     (f"{QUICK} --name=", "--name"),
     (f"{QUICK} --trainer.logger=CSVLoger", "Did you mean 'CSVLogger'?"),
     (f"{QUICK} --trainer.logger=CSVLogger", "needs save_dir"),
-    (f"{QUICK} --trainer.logger=WandbLogger", "wandb"),
+    (f"{QUICK} --trainer.logger=CometLogger", "comet"),
     (f"{QUICK} --trainer.callbacks+=EarlyStoping", "Did you mean 'EarlyStopping'?"),
     (f"{QUICK} --trainer.callbacks+=EarlyStopping --trainer.callbacks.moniter=a", "'moniter'"),
     (f"{QUICK} --trainer.callbacks+=EarlyStopping", "needs monitor"),
