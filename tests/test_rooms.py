@@ -12,6 +12,7 @@ PACKAGE = Path(lightning_overlock.__file__).parent
 # lives in each.
 ROOMS = [
     "errors",
+    "arguments",
     "ranges",
     "files",
     "yaml_files",

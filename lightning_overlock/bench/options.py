@@ -4,7 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.arguments import CommandParser
+from lightning_overlock.errors import InputError
 from lightning_overlock.files import require_file_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, check_ranges
 
@@ -45,18 +46,9 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
-        raise InputError(f"bench: {message}.{near}\n`lightning bench --help` lists all options.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lightning bench",
-        allow_abbrev=False,
         description="Parameters, multiply-adds, time and extra peak memory of timm models side by "
         "side, or of the package's operations. All are taken in turn, several models on a CPU in "
         "a process each; medians. In brackets: relative to the first row; of a time, how many "

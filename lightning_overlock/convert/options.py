@@ -1,11 +1,11 @@
 """What is typed after `lightning data`: read and checked without torch."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_overlock.errors import InputError, did_you_mean, printable
+from lightning_overlock.arguments import CommandParser
+from lightning_overlock.errors import InputError, printable
 from lightning_overlock.files import require_writable
 from lightning_overlock.ranges import AT_LEAST_0, SHARE, check_ranges
 
@@ -71,24 +71,11 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        actions = [*self._actions]
-        for action in self._actions:
-            if isinstance(action.choices, dict):  # the parser of convert, by its name
-                actions += action.choices["convert"]._actions
-        known = [option for action in actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
-        raise InputError(f"{self.prog.removeprefix('lightning ')}: {message}.{near}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="lightning data", allow_abbrev=False)
+    top = CommandParser(prog="lightning data")
     commands = top.add_subparsers(dest="command", metavar="convert", required=True)
     parser = commands.add_parser(
         "convert",
-        allow_abbrev=False,
         help="annotations of other tools as COCO files or label maps",
         description="Annotations of other tools as COCO files or label maps, with images beside. "
         "What cannot be converted is left out and counted by reason.",

@@ -5,6 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from lightning_overlock.arguments import CommandParser
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import require_writable
 from lightning_overlock.runs.checkpoint import checkpoint_in, require_checkpoint
@@ -14,14 +15,6 @@ from lightning_overlock.runs.layout import CHECKPOINTS
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch": "model.pt2"}
 DTYPES = ("float32", "bfloat16", "float16")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
-        raise InputError(f"export: {message}.{near}\n`lightning export --help` lists all options.")
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
@@ -76,9 +69,8 @@ def report_path(output: Path, timm_folder: bool) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lightning export",
-        allow_abbrev=False,
         description="Write a trained network to a file that is used without this package. The file "
         "is compared with the network at once, and refused where it differs; sizes, differences "
         "and latencies are in a JSON report beside it.",

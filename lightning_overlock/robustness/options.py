@@ -1,11 +1,11 @@
 """What is typed after `lightning robustness`: read and checked without torch."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_overlock.errors import InputError, did_you_mean, printable
+from lightning_overlock.arguments import CommandParser
+from lightning_overlock.errors import InputError, printable
 from lightning_overlock.files import require_writable
 from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, SHARE, check_ranges
 
@@ -75,18 +75,9 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        near = did_you_mean(wrong[1].partition("=")[0], known) if wrong else ""
-        raise InputError(f"robustness: {message}.{near}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lightning robustness",
-        allow_abbrev=False,
         description="Top-1 accuracy of classifiers on images that are unlike the training's, with "
         "their calibration, beside published figures. Folders are named by the model's classes or, "
         "where these are ImageNet's, by WordNet ids; only the classes that are there compete.",

@@ -1,10 +1,9 @@
 """The words of `lightning sweep`: its actions, their options and their help."""
 
 import argparse
-import re
 from pathlib import Path
 
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.arguments import CommandParser
 from lightning_overlock.sweep.read import shipped
 
 # Action -> what it does, and a command that somebody would type.
@@ -67,29 +66,6 @@ EXAMPLES = ("run", "report", "compare")
 OF_FILES = ("run", "worker", "submit", "plan", "status", "table")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
-        near = ""
-        if wrong and wrong[1]:
-            near = did_you_mean(wrong[1].partition("=")[0], _options(self))
-        elif wrong:
-            near = did_you_mean(wrong[2], ACTIONS)
-        program = self.prog.removeprefix("lightning ")
-        message = re.sub(r" \(choose from .*\)", "", message)
-        raise InputError(f"{program}: {message}.{near}\n`lightning {program} --help` lists all.")
-
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options of a parser and of its actions."""
-    found: list[str] = []
-    for action in parser._actions:
-        found += action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            found += [name for below in action.choices.values() for name in _options(below)]
-    return found
-
-
 def parse(words: list[str]) -> argparse.Namespace:
     """Return what was typed after `lightning sweep`.
 
@@ -112,9 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     sweeps = f"shipped sweeps:\n  {_wrapped(list(shipped()))}"
     examples = "\n".join(f"  lightning sweep {ACTIONS[name][1]}" for name in EXAMPLES)
-    found = _Parser(
+    found = CommandParser(
         prog="lightning sweep",
-        allow_abbrev=False,
         formatter_class=style,
         description="Train the rows of a sweep file with each of its seeds, or search.",
         epilog=f"examples:\n{examples}\n\n{sweeps}\n\n`lightning sweep run --help` and so on has "
@@ -127,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            allow_abbrev=False,
             formatter_class=style,
             epilog=f"example:\n  lightning sweep {example}"
             + (f"\n\n{sweeps}" if name in OF_FILES else ""),
