@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import NoReturn
 
 from lightning_overlock.errors import InputError, did_you_mean
@@ -35,6 +36,23 @@ class CommandParser(argparse.ArgumentParser):
         raise InputError(
             f"{program}: {message}.{near}\n`lightning {program} --help` lists all options."
         )
+
+
+def folder_path(typed: str) -> Path:
+    """Return a folder that was typed; `~` is the home folder."""
+    return Path(typed).expanduser()
+
+
+def image_size(typed: str) -> tuple[int, int]:
+    """Return the height and width of `--size`.
+
+    Raises:
+        InputError: It is neither a side nor HxW.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", typed):
+        raise InputError(f"--size {typed}: expected pixels, such as 224 or 800x1344 (HxW)")
+    height, _, width = typed.partition("x")
+    return int(height), int(width or height)
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[str]:

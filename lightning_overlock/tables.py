@@ -105,7 +105,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as Markdown that also reads well as plain text."""
-        lines = [[_escape_markdown(cell) for cell in line] for line in (self.headings, *self.cells)]
+        lines = [[escape_markdown(cell) for cell in line] for line in (self.headings, *self.cells)]
         widths = [max(3, *(len(line[place]) for line in lines)) for place in range(len(lines[0]))]
         rule = [
             "-" * width if place in self.words else "-" * (width - 1) + ":"
@@ -119,8 +119,8 @@ class Table:
             for line in lines
         ]
         body = [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
-        title = [f"**{_escape_markdown(self.title)}**", ""] if self.title else []
-        notes = ["", *(f"- {_escape_markdown(note)}" for note in self.notes)] if self.notes else []
+        title = [f"**{escape_markdown(self.title)}**", ""] if self.title else []
+        notes = ["", *(f"- {escape_markdown(note)}" for note in self.notes)] if self.notes else []
         return "\n".join([*title, *body, *notes])
 
     def csv(self) -> str:
@@ -260,7 +260,7 @@ def _cell(value: object) -> str:
     return format_figure(value) if isinstance(value, float) else str(value)
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return text that Markdown prints as it is, also in a cell."""
     # * marks emphasis within a word too, ~ crosses out, & begins an entity.
     signs = r"[\\|`<$\[\]~]|\*(?=\S)|&(?=#?\w+;)"

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, get_pretrained_cfg
 from torch import Tensor, nn
 
 from lightning_overlock.backbones.create import class_count, create_backbone
@@ -137,6 +137,20 @@ def _load_dense(
         for what, names in (("Not used", unused), ("New", new))
         if names
     ]
+
+
+def classes_of(path: Path, backbone: str) -> int | None:
+    """Return how many classes the weights in a file are for, None if they have no classifier.
+
+    Args:
+        path: The file.
+        backbone: Name of the timm model that they are of.
+
+    Raises:
+        InputError: There is no such file, or it holds no weights.
+    """
+    config = get_pretrained_cfg(backbone)
+    return class_count(read_state_dict(path), None if config is None else config.classifier)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lightning_overlock.bench.measure import usable_device
 from lightning_overlock.bench.models import Setting, bench_models, profile_models
 from lightning_overlock.bench.operations import bench_contmix, bench_depthwise, bench_memory
 from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
@@ -122,12 +123,7 @@ def _where(device: str) -> str:
 
 def _device(args: argparse.Namespace) -> str:
     """Return the device to run on, after checking that it and the backends asked for can."""
-    device: str = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used: {reason}") from error
+    device = usable_device(args.device)
     obstacle = triton_obstacle(torch.device(device))
     for option in ("contmix_backend", "depthwise_backend"):
         if getattr(args, option) == "triton" and obstacle is not None:

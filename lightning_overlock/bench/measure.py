@@ -13,10 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_overlock.errors import InputError
+
 Step = Callable[[], object]
 
 MIB = 2**20
 PEAK_RSS_RESET = Path("/proc/self/clear_refs")
+
+
+def usable_device(typed: str | None) -> str:
+    """Return the device to run on, a GPU if there is one and nothing was typed.
+
+    Raises:
+        InputError: It cannot be used here.
+    """
+    device = typed or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used: {reason}") from error
+    return device
 
 
 def parameter_count(model: nn.Module) -> int:

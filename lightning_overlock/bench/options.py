@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from lightning_overlock.arguments import CommandParser
+from lightning_overlock.arguments import CommandParser, image_size
 from lightning_overlock.errors import InputError
 from lightning_overlock.files import require_file_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, check_ranges
@@ -68,7 +68,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
     add("--batch-size", type=int, default=4, help="images in a batch (default: %(default)s)")
-    add("--size", type=_size, default=(224, 224), metavar="N|HxW", help="pixels (default: 224)")
+    add(
+        "--size", type=image_size, default=(224, 224), metavar="N|HxW", help="pixels (default: 224)"
+    )
     add("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
     add(
@@ -184,13 +186,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
             require_file_writable(path, f"--{option} {path}")
     if args.features and args.train:
         raise InputError("--train needs logits, --features gives none")
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
-        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
 
 
 def contmix_size(size: str) -> list[int]:

@@ -1,10 +1,9 @@
 """What is typed after `lightning data`: read and checked without torch."""
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
-from lightning_overlock.arguments import CommandParser
+from lightning_overlock.arguments import CommandParser, folder_path
 from lightning_overlock.errors import InputError, printable
 from lightning_overlock.files import require_writable
 from lightning_overlock.ranges import AT_LEAST_0, SHARE, check_ranges
@@ -87,9 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     add("format", choices=list(FORMATS), metavar="FORMAT", help=formats)
     add("--to", required=True, choices=["coco", "masks"], help="a json a part, or label maps")
     add(
-        "--root", required=True, type=_folder, metavar="FOLDER", help="where the format's files lie"
+        "--root",
+        required=True,
+        type=folder_path,
+        metavar="FOLDER",
+        help="where the format's files lie",
     )
-    add("--output", required=True, type=_folder, metavar="FOLDER", help="where the result goes")
+    add("--output", required=True, type=folder_path, metavar="FOLDER", help="where the result goes")
     add(
         "--images",
         choices=["copy", "link"],
@@ -114,7 +117,3 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     return top
-
-
-def _folder(typed: str) -> Path:
-    return Path(typed).expanduser()

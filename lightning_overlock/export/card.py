@@ -11,6 +11,7 @@ import yaml
 from lightning_overlock import __version__
 from lightning_overlock.runs.layout import METRICS
 from lightning_overlock.runs.metrics_file import ALL_OF_TRAINING, best_of, read_curve
+from lightning_overlock.tables import escape_markdown
 from lightning_overlock.tasks.base import BaseTask
 
 PAPERS = {
@@ -94,8 +95,8 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _escaped(value: Any) -> str:
-    text = str(value).replace("\n", " ").replace("|", "\\|")
-    return text if len(text) <= 200 else text[:199] + "…"
+    text = str(value)
+    return escape_markdown(text if len(text) <= 200 else text[:199] + "…")
 
 
 def _metrics(task: BaseTask, checkpoint: Mapping[str, Any], run: Path) -> str:

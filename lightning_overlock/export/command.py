@@ -26,7 +26,7 @@ from lightning_overlock.export.program import (
 )
 from lightning_overlock.export.timm_folder import preprocessing, save_timm
 from lightning_overlock.runs.checkpoint import read_checkpoint
-from lightning_overlock.runs.layout import CHECKPOINTS
+from lightning_overlock.runs.layout import folder_of
 from lightning_overlock.tasks.base import BaseTask
 from lightning_overlock.tasks.classification import ClassificationTask
 from lightning_overlock.tasks.load import task_of
@@ -99,8 +99,7 @@ def _export_timm(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     folder.mkdir()
-    run = args.ckpt_path.parent
-    run = run.parent if run.name == CHECKPOINTS else run
+    run = folder_of(args.ckpt_path) or args.ckpt_path.parent
     model = save_timm(task, checkpoint, run, folder, dtype)
     expected = preprocessing(task)
     height, width = expected["input_size"][1:]

@@ -109,10 +109,7 @@ class ExportedDetector(nn.Module):
         scores = scores.masked_fill(~real[:, None], -1).reshape(-1)
         keep = (scores > heads.score_thresh) & _large(boxes, SMALLEST_BOX)
         scores = scores.masked_fill(~keep, -1)
-        # One at least, so that no operation meets an empty tensor; its score tells it apart.
-        first = torch.arange(scores.shape[0], device=scores.device) == 0
-        some = (keep | first).nonzero()[:, 0]
-        torch._check(some.shape[0] > 0)
+        some = _some(keep)
         boxes, scores, labels = boxes[some], scores[some], labels[some]
         # Boxes of another class lie elsewhere and overlap none of this one.
         offset = labels.to(boxes)[:, None] * (torch.sym_max(*size) + 1)
@@ -131,9 +128,7 @@ class ExportedDetector(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return what was found, and its masks (N, H, W)."""
         heads: Any = self.model.roi_heads
-        first = torch.arange(scores.shape[0], device=scores.device) == 0
-        some = ((scores > 0) | first).nonzero()[:, 0]
-        torch._check(some.shape[0] > 0)
+        some = _some(scores > 0)
         boxes, scores, labels = boxes[some], scores[some], labels[some]
         pooled = _pool(maps, boxes, heads.mask_roi_pool.output_size)
         logits = heads.mask_predictor(heads.mask_head(pooled))
@@ -141,6 +136,17 @@ class ExportedDetector(nn.Module):
         masks = _paste(logits.gather(1, index)[:, 0].sigmoid(), boxes, size)
         real = (scores > 0).nonzero()[:, 0]
         return boxes[real], scores[real], labels[real], masks[real]
+
+
+def _some(keep: Tensor) -> Tensor:
+    """Return the places of what is kept of N, and the first one, which its score tells apart.
+
+    So no operation meets an empty tensor.
+    """
+    first = torch.arange(keep.shape[0], device=keep.device) == 0
+    some = (keep | first).nonzero()[:, 0]
+    torch._check(some.shape[0] > 0)
+    return some
 
 
 def _anchors(cells: Tensor, rows: int, columns: int, padded: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_overlock.data.normalisation import Normalisation
 from lightning_overlock.errors import InputError
 from lightning_overlock.export.detector import ExportedDetector
 from lightning_overlock.tasks.base import BaseTask
@@ -76,7 +77,9 @@ def exported_network(task: BaseTask, dtype: torch.dtype) -> ExportedNetwork:
         InputError: The task is none of this package, or is not computed in this type.
     """
     task.eval().requires_grad_(False)
-    model: Any = reparameterize_model(task.model, inplace=True).to(dtype)
+    model: Any = reparameterize_model(task.model, inplace=True)
+    # Of weights in channels-last order torch's file takes a part for the whole, and warns.
+    model = model.to(dtype).to(memory_format=torch.contiguous_format)
     if isinstance(task, ClassificationTask):
         return ExportedClassifier(model, *normalisation(task)[:2]).eval()
     if isinstance(task, SegmentationTask):
@@ -95,18 +98,15 @@ def exported_network(task: BaseTask, dtype: torch.dtype) -> ExportedNetwork:
 def normalisation(task: BaseTask) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Return mean (3, 1, 1), std (3, 1, 1) and the size (H, W) of a classifier's images.
 
-    They are read off what its data's transform makes of a black and of a white image.
+    They are read off what its data's transform makes of images.
     """
     transform: Callable[[Image.Image], Tensor] | None = task.image_transform
     if transform is None:
         raise InputError("this task has no transform of images, expected one that was loaded")
     side = task.data_config["input_size"][-1]
-    black, white = (
-        transform(Image.new("RGB", (side, side), colour)).double() for colour in ("black", "white")
-    )
-    std = 1 / (white - black).mean((1, 2), keepdim=True)
-    mean = -black.mean((1, 2), keepdim=True) * std
-    return mean.float(), std.float(), (black.shape[1], black.shape[2])
+    height, width = transform(Image.new("RGB", (side, side))).shape[1:]
+    found = Normalisation.of(transform)
+    return found.mean.float(), found.std.float(), (height, width)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

@@ -1,15 +1,14 @@
 """What is typed after `lightning export`: read and checked without torch."""
 
 import argparse
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_overlock.arguments import CommandParser
+from lightning_overlock.arguments import CommandParser, image_size
 from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import require_writable
 from lightning_overlock.runs.checkpoint import checkpoint_in, require_checkpoint
-from lightning_overlock.runs.layout import CHECKPOINTS
+from lightning_overlock.runs.layout import folder_of
 
 # The file or folder of each format, where no --output is typed.
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch": "model.pt2"}
@@ -50,8 +49,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     args.ckpt_path = checkpoint_in(args.ckpt_path)
     require_checkpoint(args.ckpt_path)
     if args.output is None:
-        folder = args.ckpt_path.parent
-        run = folder.parent if folder.name == CHECKPOINTS else folder
+        run = folder_of(args.ckpt_path) or args.ckpt_path.parent
         args.output = run / "export" / FORMATS[args.format]
     for path in {args.output, report_path(args.output, args.format == "timm")}:
         if path.exists():
@@ -86,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="PATH", help="what is written (default: RUN/export/…)")
     add(
         "--size",
-        type=_size,
+        type=image_size,
         metavar="N|HxW",
         help="pixels of the images (default: those that the network was evaluated at)",
     )
@@ -104,13 +102,6 @@ def _parser() -> argparse.ArgumentParser:
         help="how long each latency is measured (default: 2)",
     )
     return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
-        raise InputError(f"--size {text}: expected pixels, such as 224 or 800x1344 (HxW)")
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
 
 
 def _seconds(text: str) -> float:

@@ -57,13 +57,6 @@ def least_sizes(program: ExportedProgram) -> dict[str, int]:
 
 def save_program(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program, with a JSON text beside it in the same file."""
-    for tensors in (program.state_dict, program.constants):
-        for name, value in tensors.items():
-            # Of tensors in channels-last order torch's file takes a part for the whole, and warns.
-            if isinstance(value, Tensor) and not value.is_contiguous():
-                own = value.detach().contiguous()
-                held = isinstance(value, nn.Parameter)
-                tensors[name] = nn.Parameter(own, value.requires_grad) if held else own
     torch.export.save(program, path, extra_files={METADATA: metadata})
 
 

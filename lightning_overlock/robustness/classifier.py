@@ -6,16 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from lightning_overlock.backbones.create import class_count
-from lightning_overlock.backbones.weights import read_state_dict
+from lightning_overlock.backbones.weights import classes_of
 from lightning_overlock.data.image_folder import ImageFolderDataModule
 from lightning_overlock.errors import InputError
 from lightning_overlock.robustness.folders import IMAGENET_CLASSES, imagenet_ids
 from lightning_overlock.runs.checkpoint import checkpoint_in, read_checkpoint
 from lightning_overlock.runs.config import checkpoint_config
+from lightning_overlock.runs.layout import folder_of
 from lightning_overlock.tasks.classification import ClassificationTask
 from lightning_overlock.tasks.load import data_of, task_of
 
@@ -63,7 +62,7 @@ def from_checkpoint(typed: str, device: torch.device) -> Classifier:
             f"--ckpt_path {typed}: found a {type(task).__name__}, expected a classifier's "
             "checkpoint."
         )
-    run = path.parent.parent if path.parent.name == "checkpoints" else None
+    run = folder_of(path)
     data = data_of(checkpoint_config(checkpoint, str(path))["data"])
     name = run.name if run is not None else path.stem
     return _classifier(name, task, data, device, run)
@@ -81,9 +80,7 @@ def from_timm(backbone: str, weights: str | None, device: torch.device) -> Class
         InputError: There is no such model, no weights, or they are for other classes.
     """
     if weights is not None:
-        config = get_pretrained_cfg(backbone)
-        classifier = config.classifier if config is not None else None
-        classes = class_count(read_state_dict(Path(weights)), classifier)
+        classes = classes_of(Path(weights), backbone)
         if classes != IMAGENET_CLASSES:
             raise InputError(
                 f"--model.init_from {weights}: found a head for {classes or 'no'} classes of "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_overlock.analysis.robustness import corruption_error, mean_of_all
-from lightning_overlock.errors import InputError
+from lightning_overlock.bench.measure import usable_device
 from lightning_overlock.robustness.classifier import Classifier, from_checkpoint, from_timm
 from lightning_overlock.robustness.folders import (
     LabelledFolder,
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: A mistake in what was typed, or in the folders; before anything is evaluated.
     """
-    device = _device(args.device)
+    device = torch.device(usable_device(args.device))
     given = vars(args)
     classifiers = [from_checkpoint(typed, device) for typed in args.ckpt_path]
     if backbone := given["model.backbone"]:
@@ -91,18 +91,6 @@ def run(args: argparse.Namespace) -> int:
         table.write(folder, "robustness")
         print(f"Written: {folder / 'robustness'}.md, .csv, .tex")
     return 0
-
-
-def _device(typed: str | None) -> torch.device:
-    name = typed or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device {name}: torch has none here ({str(error).splitlines()[0]})."
-        ) from error
-    return device
 
 
 def _find(folders: dict[str, Path], classifier: Classifier, max_left_out: float) -> Images:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_overlock.arguments import CommandParser
+from lightning_overlock.arguments import CommandParser, folder_path
 from lightning_overlock.errors import InputError, printable
 from lightning_overlock.files import require_writable
 from lightning_overlock.ranges import AT_LEAST_0, AT_LEAST_1, SHARE, check_ranges
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model.backbone", metavar="NAME", help="one of timm's models, with its own weights")
     add("--model.init_from", metavar="FILE", help="weights for it, such as the authors' release")
     for name, benchmark in BENCHMARKS.items():
-        add(f"--data.{name}", type=_folder, metavar="FOLDER", help=benchmark.what)
+        add(f"--data.{name}", type=folder_path, metavar="FOLDER", help=benchmark.what)
     add("--data.batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     add("--data.num_workers", type=int, help="processes that read images (default: by the cores)")
     add(
@@ -105,12 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, … (default: cuda if there is one)")
     add(
         "--output",
-        type=_folder,
+        type=folder_path,
         metavar="FOLDER",
         help="where robustness.md, .csv and .tex go (default: the run's folder, of one run)",
     )
     return parser
-
-
-def _folder(typed: str) -> Path:
-    return Path(typed).expanduser()

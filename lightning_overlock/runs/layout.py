@@ -64,6 +64,12 @@ def runs_root() -> Path:
     return Path(os.environ.get("OVERLOCK_RUNS") or "runs").expanduser()
 
 
+def folder_of(checkpoint: Path) -> Path | None:
+    """Return the run folder that a checkpoint file lies in, wherever it is; None elsewhere."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == CHECKPOINTS else None
+
+
 def run_of(checkpoint: Path) -> str | None:
     """Return the name of the run that a checkpoint file lies in, None if it lies elsewhere."""
     folder = checkpoint.resolve().parent.parent

@@ -179,7 +179,7 @@ def _train(
 
 def _cost(sweep: Sweep, build: "Build") -> "Callable[[dict[str, Any]], dict[str, float]] | None":
     """Return what counts a network's parameters and multiply-adds; None where none are weighed."""
-    if sweep.search is None or sweep.search.cost in {None, "seconds"}:
+    if sweep.cost in {None, "seconds"}:
         return None
     from lightning_overlock.sweep.cost import size_of
 

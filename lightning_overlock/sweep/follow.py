@@ -121,7 +121,7 @@ class Follower:
         if value is None:
             return
         # With two objectives Optuna takes nothing in between, and prunes nothing.
-        prunes = self.sweep.search is None or self.sweep.search.cost is None
+        prunes = self.sweep.cost is None
         if prunes:
             self.claim.trial.report(value, epoch)
         if not self.view.interactive:

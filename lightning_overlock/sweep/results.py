@@ -165,8 +165,7 @@ class Results:
     @property
     def weighed(self) -> str:
         """What a search's metric is held against: the cost that it names, or the seconds."""
-        search = self.sweep.search
-        return search.cost if search is not None and search.cost is not None else "seconds"
+        return self.sweep.cost or "seconds"
 
     @property
     def margin(self) -> float | None:

@@ -180,10 +180,10 @@ class Runner:
         try:
             found = self._train(index, follow)
             values = [found["value"]]
-            if self.sweep.search is not None and self.sweep.search.cost is not None:
+            if self.sweep.cost is not None:
                 if self.cost is not None:
                     found |= self.cost(claim.job.options)
-                values.append(found[self.sweep.search.cost])
+                values.append(found[self.sweep.cost])
             study.finish(claim, TrialState.COMPLETE, found, values)
         except optuna.TrialPruned:
             seconds = seconds_trained(follow.folder)

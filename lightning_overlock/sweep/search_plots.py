@@ -33,7 +33,7 @@ def search_figures(results: Results, width: float) -> dict[str, Figure]:
     if not done:
         return {}
     options = list(results.sweep.search.space) if results.sweep.search else []
-    weighed = results.sweep.search is not None and results.sweep.search.cost is not None
+    weighed = results.sweep.cost is not None
     two: list[Literal["minimize"]] = ["minimize"] if weighed else []
     study = optuna.create_study(directions=[results.sweep.direction, *two])
     study.add_trials(results.frozen)

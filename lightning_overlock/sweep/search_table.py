@@ -49,9 +49,9 @@ def search_sheet(results: Results) -> Table:
     if trials and metric_of(trials[0]) is not None:
         best = [f"--{option} {trials[0].params[option]}" for option in options]
         notes.insert(0, f"Best: {' '.join(best)}")
-    if sweep.search.cost is not None:
+    if sweep.cost is not None:
         done = [t for t in trials if metric_of(t) is not None]
-        points = [(t.user_attrs[sweep.search.cost], value(t)) for t in done]
+        points = [(t.user_attrs[sweep.cost], value(t)) for t in done]
         front = pareto_front(points, sweep.direction == "maximize")
         names = ", ".join(str(done[place].number) for place in front)
         notes.insert(

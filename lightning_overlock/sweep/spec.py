@@ -87,6 +87,11 @@ class Sweep(Settings):
         """Names of the rows that can be run."""
         return [name for name, row in self.rows.items() if not row.missing]
 
+    @property
+    def cost(self) -> str | None:
+        """What a search weighs against its metric; None where there is one objective."""
+        return self.search.cost if self.search is not None else None
+
     def label(self, name: str) -> str:
         """Return how the table calls a row."""
         return self.rows[name].label or name

@@ -128,8 +128,7 @@ def open_study(storage: RDBStorage, name: str, sweep: Sweep | None) -> optuna.St
                 f"Start it with `lightning sweep run`. There are: {', '.join(known) or 'none'}."
             )
         else:
-            cost = sweep.search.cost if sweep.search is not None else None
-            two: list[Literal["minimize"]] = ["minimize"] if cost else []
+            two: list[Literal["minimize"]] = ["minimize"] if sweep.cost else []
             study = optuna.create_study(
                 study_name=name,
                 storage=storage,
@@ -138,7 +137,7 @@ def open_study(storage: RDBStorage, name: str, sweep: Sweep | None) -> optuna.St
             study.set_user_attr("format", FORMAT)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names([sweep.metric, *([cost] if cost else [])])
+                study.set_metric_names([sweep.metric, *([sweep.cost] if sweep.cost else [])])
     if study.user_attrs.get("format") != FORMAT:
         raise InputError(
             f"{name}: this study was made by another version of the package.\n"

@@ -34,10 +34,10 @@ def _row_sheet(results: Results) -> Table:
     sweep, lines = results.sweep, list(results.lines.values())
     columns: dict[str, list[str]] = {"": [sweep.label(line.name) for line in lines]}
     for column in sweep.columns:
-        if column in COSTS and column != "seconds":
+        if column == "seconds":
+            columns[COSTS[column]] = [format_figure(line.seconds) for line in lines]
+        elif column in COSTS:
             columns[COSTS[column]] = [format_figure(line.cost.get(column)) for line in lines]
-        elif column == "seconds":
-            columns[COSTS["seconds"]] = [format_figure(line.seconds) for line in lines]
         elif column == "metric":
             for option in sweep.tune.options if sweep.tune else []:
                 columns[f"tuned: {option}"] = [_chosen(line, option) for line in lines]

@@ -51,7 +51,7 @@ def validate(sweep: Sweep, build: "Build") -> None:
 
 
 def _refuse_cost(sweep: Sweep, task: "LightningModule") -> None:
-    cost = sweep.search.cost if sweep.search is not None else None
+    cost = sweep.cost
     # By name: whoever reads a sweep file needs no task.
     if cost in {"params", "gmacs"} and "val/top1" not in _logged(task):
         raise InputError(

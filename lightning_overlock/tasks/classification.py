@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_overlock.backbones.create import refusal_explained
+from lightning_overlock.data.normalisation import Normalisation
 from lightning_overlock.errors import InputError
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, SHARE, Range
 from lightning_overlock.runs.layout import PREDICTIONS, confusion_matrix, per_class
@@ -24,7 +25,6 @@ from lightning_overlock.tasks.distillation import (
     DTYPES,
     PREFIX,
     Distillation,
-    Normalisation,
     load_teacher,
 )
 from lightning_overlock.tasks.drawing import draw_class

@@ -5,7 +5,6 @@ Sources: Hinton, Vinyals and Dean (arXiv 1503.02531), section 2, for the tempera
 from the student's features to the teacher's, here linear and between the pooled features.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lightning_overlock.backbones.create import class_count, create_backbone
-from lightning_overlock.backbones.weights import read_state_dict, start_from
+from lightning_overlock.backbones.create import create_backbone
+from lightning_overlock.backbones.weights import classes_of, start_from
+from lightning_overlock.data.normalisation import Normalisation
 from lightning_overlock.errors import InputError, did_you_mean, printable
 from lightning_overlock.runs.checkpoint import checkpoint_in, read_checkpoint
 from lightning_overlock.tasks.load import task_of
@@ -26,38 +25,6 @@ from lightning_overlock.tasks.load import task_of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The part of a task's state dict that training alone has: the linear map.
 PREFIX = "distillation."
-
-
-class Normalisation(NamedTuple):
-    """What images are normalised with.
-
-    Attributes:
-        mean: (3, 1, 1), in units of [0, 1].
-        std: (3, 1, 1), likewise.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, transform: Callable[[Image.Image], Tensor]) -> "Normalisation":
-        """Return that of a transform, told by what it makes of black and of white."""
-        black, white = (
-            _centre(transform(Image.new("RGB", (32, 32), colour))) for colour in ("black", "white")
-        )
-        std = 1 / (white - black)
-        return cls(-black * std, std)
-
-    def to_other(self, images: Tensor, other: "Normalisation") -> Tensor:
-        """Return images (B, 3, H, W) that have this one with another one instead."""
-        scale = (self.std / other.std).to(images)
-        shift = ((self.mean - other.mean) / other.std).to(images)
-        return images * scale + shift
-
-
-def _centre(image: Tensor) -> Tensor:
-    row, column = image.shape[1] // 2, image.shape[2] // 2
-    return image[:, row : row + 1, column : column + 1].double()
 
 
 class Teacher(NamedTuple):
@@ -115,10 +82,7 @@ def load_teacher(teacher: str, init_from: str | None) -> Teacher:
         )
     options: dict[str, Any] = {}
     if init_from is not None:
-        config = timm.get_pretrained_cfg(teacher)
-        classifier = None if config is None else config.classifier
-        classes = class_count(read_state_dict(Path(init_from)), classifier)
-        options["num_classes"] = classes or 0
+        options["num_classes"] = classes_of(Path(init_from), teacher) or 0
     model: Any = create_backbone(teacher, {}, **options)
     start_from(model, teacher, {}, init_from, None)
     config = resolve_model_data_config(model)

@@ -13,10 +13,10 @@ from timm.data import create_transform
 
 from lightning_overlock.callbacks.ema import EMA
 from lightning_overlock.data import DigitsDataModule
+from lightning_overlock.data.normalisation import Normalisation
 from lightning_overlock.errors import InputError
 from lightning_overlock.tasks import ClassificationTask
 from lightning_overlock.tasks.distillation import (
-    Normalisation,
     feature_loss,
     load_teacher,
     logit_loss,
