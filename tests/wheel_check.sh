@@ -11,5 +11,5 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 "$bin/lightning" fit --config quickstart --trainer.limit_train_batches 1 --trainer.limit_val_batches 1 --trainer.max_epochs 1
 "$bin/lightning" sweep run overlock_components --profile quickstart --workers 1 \
   --set "seeds=[1]" --set trainer.max_epochs=1 --set trainer.limit_train_batches=1 \
-  --set trainer.limit_val_batches=1
+  --set trainer.limit_val_batches=1 --set model.cooldown_epochs=0
 echo "the wheel alone works"
