@@ -86,7 +86,9 @@ def time_step(sweep: Sweep, row: str, build: "Build") -> Step:
         def on_train_batch_end(self, *_: Any) -> None:
             self.ends.append(time.perf_counter())
 
-    task, data = build(sweep.arguments(sweep.rows[row].options, sweep.seeds[0], row), "cpu")
+    # These few steps are shorter than a schedule's end may be.
+    timed = sweep.rows[row].options | {"model.cooldown_epochs": 0.0}
+    task, data = build(sweep.arguments(timed, sweep.seeds[0], row), "cpu")
     clock = Clock()
     kept = ("limit_train_batches", "precision")
     options = {name: v for name in kept if (v := trainer_option(sweep, row, name)) is not None}

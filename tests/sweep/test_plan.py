@@ -1,9 +1,11 @@
 """A plan: what a sweep will take, and whether it was run as planned."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
 from lightning_overlock.sweep.agreement import content_of
 from lightning_overlock.sweep.plan import Step, as_planned, epochs_of, plan_table, write_plan
@@ -54,3 +56,18 @@ def test_the_table_says_whether_it_was_run_as_planned(sweep, tmp_path):
     (note,) = as_planned(content_of(more), tmp_path)
     assert note.startswith("Not run as planned")
     assert note.endswith("seeds was [1, 2], run with [1, 2, 3].")
+
+
+def test_a_plan_is_timed_whatever_the_schedule_s_length_and_says_nothing_else(tmp_path, capfd):
+    file = tmp_path / "cools.yaml"
+    file.write_text(
+        "metric: val/top1\nbaseline: a\nrows: {a: {}}\n"
+        "profiles: {p: {configs: [quickstart], seeds: [1], options: {\n"
+        "  model.backbone: test_overlock, model.warmup_epochs: 1, model.cooldown_epochs: 4,\n"
+        "  data.batch_size: 8, data.image_size: 32, trainer.max_epochs: 6}}}\n"
+    )
+    assert main(["sweep", "plan", str(file), "--runs", str(tmp_path)]) == 0
+    said = capfd.readouterr()
+    assert "Frozen as" in said.out
+    # Neither Lightning's words on devices nor those on an end after a few steps.
+    assert not re.search("GPU|TPU|max_steps|warning", said.out + said.err, re.IGNORECASE)
