@@ -32,6 +32,8 @@ commands:
             lightning robustness --ckpt_path FILE --data.imagenet_r FOLDER
   data      convert VOC, YOLO, labelme, Cityscapes, Oxford Pets to COCO files or label maps:
             lightning data convert voc --to coco --root FOLDER --output FOLDER
+            write a folder of images as LitData's chunks:
+            lightning data optimize FOLDER --output FOLDER|s3://…|gs://…
   sweep     train the rows of a sweep file, print the table:
             lightning sweep run|status|table|report|… FILE   (lightning sweep --help)
 

@@ -1,10 +1,10 @@
-"""`lightning data convert`: reads one format, writes another, and counts what is left out."""
+"""`lightning data`: reads one format, writes another, and counts what is left out."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_overlock.convert import cityscapes, labelme, pets, voc, yolo
+from lightning_overlock.convert import cityscapes, labelme, optimize, pets, voc, yolo
 from lightning_overlock.convert.scenes import (
     Collection,
     Part,
@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[Path, str], Collection]] = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `lightning data convert`.
+    """Run `lightning data convert` or `lightning data optimize`.
 
     Args:
         args: What was typed, as `options.read_options` returns it.
@@ -38,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
         InputError: There is nothing to convert, or too much would be left out.
     """
     largest = vars(args)["data.max_left_out"]
+    if args.command == "optimize":
+        optimize.run(args.root, args.output, args.chunk_mb, args.num_workers, largest)
+        return 0
     found = READERS[args.format](args.root, args.to)
     if not found.class_names:
         raise InputError(f"--root {printable(args.root)}: found no objects\nexpected some")

@@ -1,12 +1,17 @@
 """What is typed after `lightning data`: read and checked without torch."""
 
 import argparse
-from typing import NamedTuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_overlock.arguments import CommandParser, folder_path
 from lightning_overlock.errors import InputError, printable
 from lightning_overlock.files import require_writable
-from lightning_overlock.ranges import AT_LEAST_0, SHARE, check_ranges
+from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, check_ranges
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 class Format(NamedTuple):
@@ -47,6 +52,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         InputError: A mistake in it, a root that is no folder, or an output that is in use.
     """
     args = _parser().parse_args(arguments)
+    if args.command == "optimize":
+        return _check_optimize(args)
     check_ranges(
         "",
         vars(args),
@@ -61,18 +68,88 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         raise InputError(
             f"--root {printable(args.root)}: this is no folder.\nExpected {known.what}."
         )
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+    _require_new_folder(args.output)
+    return args
+
+
+def _check_optimize(args: argparse.Namespace) -> argparse.Namespace:
+    ranges = {"chunk_mb": ABOVE_0, "num_workers": AT_LEAST_1, "data.max_left_out": SHARE}
+    check_ranges("", vars(args), ranges)
+    if find_spec("litdata") is None:
         raise InputError(
-            f"--output {printable(args.output)}: there is something already.\nExpected a folder "
+            "data optimize: it needs litdata, not installed here.\n"
+            "Install the extra: pip install 'lightning-overlock[streaming]'"
+        )
+    if not args.root.is_dir():
+        raise InputError(
+            f"{printable(args.root)}: this is no folder.\nExpected one with train/ and val/, each "
+            "with a folder of images per class."
+        )
+    if "://" not in args.output:
+        args.output = str(folder_path(args.output))
+        _require_new_folder(Path(args.output))
+    elif not args.output.startswith(("s3://", "gs://")):
+        raise InputError(f"--output {args.output}: expected a folder, s3://… or gs://….")
+    args.output = args.output.rstrip("/")
+    return args
+
+
+def _require_new_folder(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(
+            f"--output {printable(output)}: there is something already.\nExpected a folder "
             "that is empty or not there yet."
         )
-    require_writable(args.output, "Expected another folder after --output.")
-    return args
+    require_writable(output, "Expected another folder after --output.")
 
 
 def _parser() -> argparse.ArgumentParser:
     top = CommandParser(prog="lightning data")
-    commands = top.add_subparsers(dest="command", metavar="convert", required=True)
+    commands = top.add_subparsers(dest="command", metavar="convert|optimize", required=True)
+    _add_convert(commands)
+    _add_optimize(commands)
+    return top
+
+
+def _add_optimize(commands: "Subparsers") -> None:
+    parser = commands.add_parser(
+        "optimize",
+        help="a folder of images as LitData's chunks, to be read in place or from a store",
+        description="Images in FOLDER/train/CLASS, val/CLASS and, if there, test/CLASS as "
+        "LitData's chunks: the files' bytes as they are, labels, names and classes.txt. What is no "
+        "image is left out and counted by reason.",
+        epilog="example: lightning data optimize imagenet --output s3://BUCKET/imagenet",
+    )
+    add = parser.add_argument
+    add("root", type=folder_path, metavar="FOLDER", help="where the splits lie")
+    add("--output", required=True, metavar="FOLDER|URL", help="a folder, s3://… or gs://…")
+    add(
+        "--chunk_mb",
+        type=float,
+        default=64,
+        metavar="MB",
+        help="size of a chunk (default: %(default)s)",
+    )
+    add(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes that write (default: one fewer than the cores)",
+    )
+    _add_max_left_out(parser, "a class's files")
+
+
+def _add_max_left_out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--data.max_left_out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help=f"largest share of {what} that may be left out (default: %(default)s)",
+    )
+
+
+def _add_convert(commands: "Subparsers") -> None:
     parser = commands.add_parser(
         "convert",
         help="annotations of other tools as COCO files or label maps",
@@ -108,12 +185,4 @@ def _parser() -> argparse.ArgumentParser:
         "0 for none (default: %(default)s)",
     )
     add("--split_seed", type=int, default=0, help="seed of that cut (default: %(default)s)")
-    add(
-        "--data.max_left_out",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="largest share of a part's images or objects that may be left out (default: "
-        "%(default)s)",
-    )
-    return top
+    _add_max_left_out(parser, "a part's images or objects")

@@ -13,6 +13,7 @@ from lightning_overlock.data.image_folder import ImageFolderDataModule
 from lightning_overlock.data.key_value_grid import KeyValueGridDataModule
 from lightning_overlock.data.pathfinder import PathfinderDataModule
 from lightning_overlock.data.segmentation_folder import SegmentationFolderDataModule
+from lightning_overlock.data.streaming import StreamingDataModule
 from lightning_overlock.data.torchvision_images import TorchvisionDataModule
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "KeyValueGridDataModule",
     "PathfinderDataModule",
     "SegmentationFolderDataModule",
+    "StreamingDataModule",
     "TorchvisionDataModule",
 ]

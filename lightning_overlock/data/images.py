@@ -1,6 +1,7 @@
 """Image files: which files of a folder are images, and what is in one."""
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -244,19 +245,23 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(
+    path: str | Path, max_pixels: int | None = MAX_PIXELS, content: bytes | None = None
+) -> Iterator[Image.Image]:
     """Open an image file, and name it in whatever goes wrong in the block.
 
     Args:
         path: The file.
         max_pixels: Largest number of pixels; None is no limit.
+        content: Its bytes, where it lies inside another file; `path` is a name only.
 
     Raises:
         CorruptImage: The content is no intact image, or has too many pixels.
         InputError: The file cannot be opened at all.
     """
     try:
-        with _pillow_limit, Image.open(path) as image:
+        file = path if content is None else io.BytesIO(content)
+        with _pillow_limit, Image.open(file) as image:
             width, height = image.size
             if max_pixels is not None and width * height > max_pixels:
                 raise CorruptImage(
@@ -272,19 +277,22 @@ def open_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterato
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{printable(path)}: {error.strerror}") from error
         raise CorruptImage(
-            f"{printable(path)}: no intact image ({_reason(path, error)})\n"
+            f"{printable(path)}: no intact image ({_reason(path, content, error)})\n"
             "expected the file to be repaired or removed, or data.skip_corrupt (boxes and label "
             "maps: data.skip_invalid) to be true"
         ) from error
 
 
-def _reason(path: str | Path, error: Exception) -> str:
+def _reason(path: str | Path, content: bytes | None, error: Exception) -> str:
     if not isinstance(error, UnidentifiedImageError):
         return " ".join(str(error).split()) or type(error).__name__
-    return "no known format" if Path(path).stat().st_size else "the file is empty"
+    size = Path(path).stat().st_size if content is None else len(content)
+    return "no known format" if size else "the file is empty"
 
 
-def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: str | Path, max_pixels: int | None = MAX_PIXELS, content: bytes | None = None
+) -> Image.Image:
     """Read an image file as it looks in a viewer, in 8-bit RGB.
 
     It is turned as its EXIF orientation says, transparent parts lie on white, 16-bit values are
@@ -293,12 +301,13 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> Image.I
     Args:
         path: The file.
         max_pixels: Largest number of pixels; None is no limit.
+        content: Its bytes, where it lies inside another file; `path` is a name only.
 
     Raises:
         CorruptImage: The content is no intact image, or has too many pixels.
         InputError: The file cannot be opened at all.
     """
-    with open_image(path, max_pixels) as image:
+    with open_image(path, max_pixels, content) as image:
         return _upright_rgb(image)
 
 
