@@ -56,5 +56,6 @@ def test_every_data_module_of_the_package_is_tried_here_or_has_files_of_its_own(
         "KeyValueGridDataModule",
         "PathfinderDataModule",
         "SegmentationFolderDataModule",
+        "StreamingDataModule",
         "TorchvisionDataModule",
     }
