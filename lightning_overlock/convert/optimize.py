@@ -3,12 +3,11 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from lightning_overlock.data.image_folder import ImageFolderDataModule, class_folders
 from lightning_overlock.data.images import ImageFiles, open_image
 from lightning_overlock.data.left_out import LeftOut, refuse_if_too_many
-from lightning_overlock.data.litdata_chunks import INDEX_FILE, fetch_text, put_text
+from lightning_overlock.data.litdata_chunks import INDEX_FILE, Item, fetch_text, put_text
 from lightning_overlock.data.loading import CorruptImage, default_num_workers
 from lightning_overlock.data.streaming import CLASSES_FILE
 from lightning_overlock.errors import InputError, printable
@@ -105,7 +104,7 @@ def _readable(source: ImageFiles, split: str, max_left_out: float) -> list[tuple
     ]
 
 
-def _item(place: tuple[str, str, int]) -> dict[str, Any]:
+def _item(place: tuple[str, str, int]) -> Item:
     """Return what is stored of an image; runs in LitData's processes."""
     folder, file, label = place
-    return {"image": Path(folder, file).read_bytes(), "label": label, "name": printable(file)}
+    return Path(folder, file).read_bytes(), label, printable(file)

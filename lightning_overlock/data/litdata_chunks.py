@@ -14,6 +14,9 @@ from lightning_overlock.errors import InputError, printable
 
 INDEX_FILE = "index.json"
 SCHEMES = ("s3://", "gs://")
+# The bytes of an image file, its label and its name. LitData writes dictionaries of plain values as
+# Arrow's record batches, of which no single one can be read.
+Item = tuple[bytes, int, str]
 
 
 def is_remote(address: str) -> bool:
@@ -99,9 +102,8 @@ def _one_line(error: Exception) -> str:
 class LitDataChunks:
     """The items of a split as `lightning data optimize` writes them.
 
-    An item has the fields `image` (the bytes of an image file), `label` (a whole number) and, if
-    there, `name`. Of a store only the bytes of the items that are wanted are read; nothing but the
-    index is kept on a disk.
+    An item is the bytes of an image file, its label and its name. Of a store only the bytes of the
+    items that are wanted are read; nothing but the index is kept on a disk.
 
     Args:
         address: Where index.json and the chunks lie.
@@ -169,22 +171,19 @@ class LitDataChunks:
                 f"{printable(chunk)}: item {index} cannot be read ({_one_line(error)})\n"
                 "expected the chunk as it was written; copy it anew"
             ) from error
-        if not (
-            isinstance(item, dict)
-            and isinstance(item.get("image"), bytes)
-            and isinstance(item.get("label"), int)
-        ):
+        if not isinstance(item, tuple) or [type(field) for field in item] != [bytes, int, str]:
             raise InputError(
                 f"{printable(chunk)}: item {index} is {_described(item)}\n"
-                "expected 'image', bytes of an image file, and 'label', a whole number, as "
-                "`lightning data optimize` writes them"
+                "expected (bytes of an image file, label, name), as `lightning data optimize` "
+                "writes them"
             )
-        if not 0 <= item["label"] < self.num_classes:
+        content, label, name = item
+        if not 0 <= label < self.num_classes:
             raise InputError(
-                f"{printable(chunk)}: item {index} has the label {item['label']}\n"
+                f"{printable(chunk)}: item {index} has the label {label}\n"
                 f"expected that of one of {self.num_classes} classes, from 0"
             )
-        return f"{chunk}/{item.get('name', index)}", item["image"], item["label"]
+        return f"{chunk}/{name}", content, label
 
     @property
     def _dataset(self) -> Any:
@@ -192,7 +191,8 @@ class LitDataChunks:
         if self._opened is None or self._opened[0] != os.getpid():
             from litdata import StreamingDataset
 
-            self._opened = os.getpid(), StreamingDataset(self.folder)
+            # Not a window of neighbours, which are wanted at other times.
+            self._opened = os.getpid(), StreamingDataset(self.folder, batch_decode=0)
         return self._opened[1]
 
 
@@ -211,6 +211,5 @@ def _check_chunk(path: Path, size: int) -> None:
 
 
 def _described(item: Any) -> str:
-    if not isinstance(item, dict):
-        return f"a {type(item).__name__}"
-    return ", ".join(f"'{name}' ({type(value).__name__})" for name, value in item.items())
+    fields = item if isinstance(item, tuple) else [item]
+    return f"({', '.join(type(field).__name__ for field in fields)})"
