@@ -11,7 +11,7 @@ from lightning_overlock.files import require_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, check_ranges
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    Subparsers = argparse._SubParsersAction[CommandParser]
 
 
 class Format(NamedTuple):

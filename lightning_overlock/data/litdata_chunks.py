@@ -171,7 +171,13 @@ class LitDataChunks:
                 f"{printable(chunk)}: item {index} cannot be read ({_one_line(error)})\n"
                 "expected the chunk as it was written; copy it anew"
             ) from error
-        if not isinstance(item, tuple) or [type(field) for field in item] != [bytes, int, str]:
+        # LitData gives a view of an open file in place of bytes.
+        kinds = (bytes | memoryview, int, str)
+        if (
+            not isinstance(item, tuple)
+            or len(item) != len(kinds)
+            or not all(map(isinstance, item, kinds))
+        ):
             raise InputError(
                 f"{printable(chunk)}: item {index} is {_described(item)}\n"
                 "expected (bytes of an image file, label, name), as `lightning data optimize` "
@@ -183,7 +189,7 @@ class LitDataChunks:
                 f"{printable(chunk)}: item {index} has the label {label}\n"
                 f"expected that of one of {self.num_classes} classes, from 0"
             )
-        return f"{chunk}/{name}", content, label
+        return f"{chunk}/{name}", bytes(content), label
 
     @property
     def _dataset(self) -> Any:

@@ -422,14 +422,16 @@ def test_a_store_gives_what_the_folder_gives(made, store, tmp_path, scheme):
     data = StreamingDataModule(f"{scheme}://bucket/set", **SMALL)
     assert data.class_names == CLASSES
     expected = ImageFolderDataModule(str(made / "folder"), **SMALL)
+    source = data.source("val")
+    source[Key(0, 0)]  # asks for the index
     before = store.read
-    pairs = zip(items(data.source("val")), items(expected.source("val")), strict=True)
+    pairs = zip(items(source), items(expected.source("val")), strict=True)
     for (image, label), (other, other_label) in pairs:
         assert torch.equal(image, other)
         assert label == other_label
-    # Nothing but the index and the bytes of the images is read, nothing but the index kept.
+    # Nothing but the bytes of the images is read, nothing but the index kept.
     size = sum(path.stat().st_size for path in (made / "folder" / "val").glob("*/*"))
-    assert store.read - before < size + 9 * 100 + 4000
+    assert store.read - before < size + 9 * 100
     kept = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [name for name in kept if name.endswith(".bin")]
 
