@@ -3,10 +3,11 @@
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
@@ -18,6 +19,18 @@ from lightning_overlock.backbones.create import class_count, create_backbone
 from lightning_overlock.backbones.features import DenseFeatures
 from lightning_overlock.errors import InputError
 
+# For an entry of a file, its name and values in a network of ours.
+Renamed = dict[str, tuple[str, Tensor]]
+# timm's training script stores its arguments beside the weights, mmcv's the best score, a number of
+# numpy's, by the name that the module had in numpy 1.
+_BESIDE_WEIGHTS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype("float64")),
+    type(np.dtype("float32")),
+    np.float64(0).__reduce__()[0],
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+]
 # In the order of preference: averaged weights first.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -28,6 +41,7 @@ def start_from(
     arguments: dict[str, Any],
     path: str | None,
     features: DenseFeatures | None,
+    rename: Callable[[Mapping[str, Tensor]], Renamed] | None = None,
 ) -> None:
     """Give a network its initial weights, and say which were used and which are new.
 
@@ -37,6 +51,8 @@ def start_from(
         arguments: Its arguments, as typed by the user.
         path: A file of weights; None takes timm's own.
         features: The dense features in the network, None of a classifier.
+        rename: Finds the heads of other libraries among a file's weights, for a network around
+            `features`.
 
     Raises:
         InputError: There are no such weights, or they belong to another network.
@@ -46,7 +62,7 @@ def start_from(
         log = (
             _load_classifier(model, backbone, arguments, weights)
             if features is None
-            else _load_dense(model, features, weights)
+            else _load_dense(model, features, weights or {}, rename)
         )
     except Exception as error:  # of many libraries: file, network, hub, state dict
         if "No pretrained weights exist" in str(error):
@@ -115,21 +131,27 @@ def _load_classifier(
 
 
 def _load_dense(
-    model: nn.Module, features: DenseFeatures, weights: dict[str, Tensor] | None
+    model: nn.Module,
+    features: DenseFeatures,
+    weights: dict[str, Tensor],
+    rename: Callable[[Mapping[str, Tensor]], Renamed] | None,
 ) -> list[str]:
     """Start a dense model; return what to say about it."""
-    unused, new = features.load_weights(weights)
+    unused, new = features.load_weights(weights or None)
     own = model.state_dict()
     (prefix,) = [name for name, part in model.named_modules() if part is features]
-    # Heads of the same kind and number of classes, from a checkpoint of this package.
-    heads = {name: (weights or {}).get(name) for name in own if not name.startswith(f"{prefix}.")}
+    heads = [name for name in own if not name.startswith(f"{prefix}.")]
+    # Heads of the same kind and number of classes, from a checkpoint of this package or another.
+    renamed = rename(weights) if rename else {}
+    given = dict(renamed.values()) | weights
     fitting = {
-        name: value
-        for name, value in heads.items()
-        if value is not None and value.shape == own[name].shape
+        name: given[name]
+        for name in heads
+        if name in given and given[name].shape == own[name].shape
     }
     model.load_state_dict(fitting, strict=False)
-    unused = [name for name in unused if name not in fitting]
+    used = fitting.keys() | {theirs for theirs, (ours, _) in renamed.items() if ours in fitting}
+    unused = [name for name in unused if name not in used]
     new = [f"{prefix}.{name}" for name in new]
     new += [name for name in heads if name not in fitting]
     return [
@@ -169,8 +191,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            # timm's training script stores its arguments beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(_BESIDE_WEIGHTS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
+from lightning_overlock.heads.geometry import AlignedRoIAlign, paste_masks, pyramid_levels
+
 DIVISOR = 32
 SMALLEST_BOX = 1e-2  # pixels, of what the second stage returns
-SMALLEST_PROPOSAL = 1e-3
 
 
 class ExportedDetector(nn.Module):
@@ -34,6 +35,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.model = network = cast("Any", model)
         self.has_masks = network.roi_heads.has_mask()
+        self.aligned = isinstance(network.roi_heads.box_roi_pool, AlignedRoIAlign)
         self.outputs = ("boxes", "scores", "labels", *(("masks",) if self.has_masks else ()))
         cells = network.rpn.anchor_generator.cell_anchors
         for level, cell in enumerate(cells):
@@ -78,14 +80,17 @@ class ExportedDetector(nn.Module):
         for level, (logits, delta) in enumerate(zip(objectness, deltas, strict=True)):
             rows, columns = logits.shape[-2:]
             cells = getattr(self, f"anchors{level}")
-            anchors = _anchors(cells, rows, columns, padded)
+            # The level's own stride, or what torchvision takes for it.
+            own = rpn.anchor_generator.strides[level]
+            strides = (own, own) if self.aligned else (padded[0] // rows, padded[1] // columns)
+            anchors = _anchors(cells, rows, columns, strides)
             score = logits[0].permute(1, 2, 0).reshape(-1)
             delta = delta[0].reshape(len(cells), 4, rows, columns).permute(2, 3, 0, 1)
             count = torch.sym_min(rpn.pre_nms_top_n(), rows * columns * len(cells))
             best, index = score.topk(count)
             decoded = rpn.box_coder.decode_single(delta.reshape(-1, 4)[index], anchors[index])
             decoded = clip_boxes_to_image(decoded, size)
-            best = best.sigmoid().masked_fill(~_large(decoded, SMALLEST_PROPOSAL), -1)
+            best = best.sigmoid().masked_fill(~_large(decoded, rpn.min_size), -1)
             boxes.append(decoded)
             scores.append(best.masked_fill(~_kept(decoded, best, rpn.nms_thresh), -1))
         together = torch.cat(scores)
@@ -99,7 +104,7 @@ class ExportedDetector(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes, scores and labels of the best so many; a score of -1 is none at all."""
         heads: Any = self.model.roi_heads
-        pooled = _pool(maps, proposals, heads.box_roi_pool.output_size)
+        pooled = _pool(maps, proposals, heads.box_roi_pool.output_size, self.aligned)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         scores = logits.softmax(-1)[:, 1:]
         boxes = heads.box_coder.decode_single(deltas, proposals)
@@ -130,10 +135,11 @@ class ExportedDetector(nn.Module):
         heads: Any = self.model.roi_heads
         some = _some(scores > 0)
         boxes, scores, labels = boxes[some], scores[some], labels[some]
-        pooled = _pool(maps, boxes, heads.mask_roi_pool.output_size)
+        pooled = _pool(maps, boxes, heads.mask_roi_pool.output_size, self.aligned)
         logits = heads.mask_predictor(heads.mask_head(pooled))
         index = labels[:, None, None, None].expand(-1, 1, *logits.shape[-2:])
-        masks = _paste(logits.gather(1, index)[:, 0].sigmoid(), boxes, size)
+        paste = paste_masks if self.aligned else _paste
+        masks = paste(logits.gather(1, index)[:, 0].sigmoid(), boxes, size)
         real = (scores > 0).nonzero()[:, 0]
         return boxes[real], scores[real], labels[real], masks[real]
 
@@ -149,10 +155,10 @@ def _some(keep: Tensor) -> Tensor:
     return some
 
 
-def _anchors(cells: Tensor, rows: int, columns: int, padded: tuple[int, int]) -> Tensor:
+def _anchors(cells: Tensor, rows: int, columns: int, strides: tuple[int, int]) -> Tensor:
     """Return (rows * columns * len(cells), 4) anchors of a level."""
-    y = torch.arange(rows, device=cells.device) * (padded[0] // rows)
-    x = torch.arange(columns, device=cells.device) * (padded[1] // columns)
+    y = torch.arange(rows, device=cells.device) * strides[0]
+    x = torch.arange(columns, device=cells.device) * strides[1]
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack((x, y, x, y), -1).to(cells)
     return (shifts[:, :, None] + cells).reshape(-1, 4)
@@ -173,17 +179,21 @@ def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return (torch.zeros_like(scores).scatter(0, kept, 1.0) > 0)[:-2]
 
 
-def _pool(maps: list[Tensor], boxes: Tensor, output: tuple[int, int]) -> Tensor:
+def _pool(maps: list[Tensor], boxes: Tensor, output: tuple[int, int], aligned: bool) -> Tensor:
     """Return (N, C, h, w), each box pooled from the level of its size, H/4 to H/32."""
-    side = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
-    level = (4 + torch.log2(side / 224 + 1e-30) + 1e-6).floor().clamp(2, 5)
+    if aligned:
+        level = pyramid_levels(boxes)
+    else:
+        side = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
+        level = (4 + torch.log2(side / 224 + 1e-30) + 1e-6).floor().clamp(2, 5) - 2
     pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     pooled: Any = 0
     for index, x in enumerate(maps):
-        here = level == index + 2
+        here = level == index
         rois = torch.where(here[:, None], boxes, pixel)
         rois = torch.cat((torch.zeros_like(rois[:, :1]), rois), 1)
-        part = roi_align(x, rois, output, 1 / 2 ** (index + 2), sampling_ratio=0)
+        scale = 1 / 2 ** (index + 2)
+        part = roi_align(x, rois, output, scale, sampling_ratio=0, aligned=aligned)
         pooled = pooled + part * here[:, None, None, None]
     return pooled
 

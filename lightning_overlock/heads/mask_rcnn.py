@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.heads.geometry import (
+    AlignedRoIAlign,
+    AlignedTransform,
+    Anchors,
+    Deltas,
+    Geometry,
+)
 
 
 class Pyramid(nn.Module):
@@ -51,6 +58,7 @@ def mask_rcnn(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     detections_per_image: int = 100,
+    geometry: Geometry = "torchvision",
 ) -> FasterRCNN:
     """Return Mask R-CNN, or Faster R-CNN without masks, after mmdetection's 1x configuration.
 
@@ -66,14 +74,22 @@ def mask_rcnn(
     proposals in both, 256 anchors (half positive) and 512 RoIs (a quarter positive) per image,
     adaptive RoIAlign, two layers of 1024 for boxes, four convolutions for masks.
 
-    torchvision's classes cannot be set to the following by their constructors and differ:
+    Where boxes and masks lie follows `geometry`. With "mmdetection", and the same weights, the
+    network detects what mmdetection's does (`tests/heads/test_released_heads.py` holds it to 1e-8)
+    but for boxes with a side below a hundredth of a pixel, which are dropped here and kept there.
+    With "torchvision" anchors are rounded to whole pixels and, on the level of stride 64, stand
+    nearer together than 64 pixels on most images; RoIAlign lacks the half-pixel shift; a box may
+    shrink to nothing; resized sides are rounded down; and masks fill whole pixels.
+
+    Anchors and boxes are computed in at least 32 bits. torchvision computes them in the type of the
+    maps, and bfloat16 tells apart only every eighth pixel above 1024.
+
+    torchvision's training differs from mmdetection's in either geometry:
 
     - boxes are trained on smooth L1 with beta 1/9 (mmdetection: L1);
-    - RoIAlign lacks the half-pixel shift (mmdetection: aligned);
     - mask targets are interpolated values (mmdetection: cut at .5);
     - each true box makes its best anchors positive at any IoU (mmdetection: from .3 on), and no
       proposal beyond those of IoU .5 (mmdetection's matcher allows low quality there, too);
-    - anchors are rounded to whole pixels;
     - the box head's layers start as torch's linear layers do (mmdetection: Xavier and small
       normals).
 
@@ -94,28 +110,33 @@ def mask_rcnn(
         score_threshold: Boxes with a lower score are no detections.
         nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
         detections_per_image: The best so many are returned.
+        geometry: By whose conventions anchors, boxes, pooled regions and masks lie.
     """
     config = resolve_model_data_config(features.backbone)
-    strides = (*features.reductions, 64)
-    # Boxes are pooled from the four maps; a sampling ratio of 0 is the adaptive one.
-    levels = ["0", "1", "2", "3"]
-    arguments: dict[str, Any] = dict(
-        backbone=Pyramid(features, fpn_width),
+    mmdetection = geometry == "mmdetection"
+
+    def roi_pool(side: int) -> MultiScaleRoIAlign:
+        if mmdetection:
+            return AlignedRoIAlign(side)
+        # Boxes are pooled from the four maps; a sampling ratio of 0 is the adaptive one.
+        return MultiScaleRoIAlign(["0", "1", "2", "3"], side, sampling_ratio=0)
+
+    sizes: dict[str, Any] = dict(
         min_size=min_size,
         max_size=max_size,
         image_mean=list(config["mean"]),
         image_std=list(config["std"]),
-        size_divisible=32,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((anchor_scale * stride,) for stride in strides),
-            ((0.5, 1.0, 2.0),) * len(strides),
-        ),
+    )
+    arguments: dict[str, Any] = dict(
+        backbone=Pyramid(features, fpn_width),
+        **sizes,
+        rpn_anchor_generator=Anchors(anchor_scale, (*features.reductions, 64), geometry),
         rpn_pre_nms_top_n_train=2 * proposals,
         rpn_pre_nms_top_n_test=proposals,
         rpn_post_nms_top_n_train=proposals,
         rpn_post_nms_top_n_test=proposals,
         rpn_batch_size_per_image=rpn_batch_size,
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=0),
+        box_roi_pool=roi_pool(7),
         box_head=TwoMLPHead(fpn_width * 7 * 7, box_head_width),
         box_predictor=FastRCNNPredictor(box_head_width, num_classes + 1),
         box_score_thresh=score_threshold,
@@ -123,11 +144,19 @@ def mask_rcnn(
         box_detections_per_img=detections_per_image,
         box_batch_size_per_image=roi_batch_size,
     )
-    if not masks:
-        return FasterRCNN(**arguments)
-    return MaskRCNN(
-        **arguments,
-        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=0),
-        mask_head=MaskRCNNHeads(fpn_width, (mask_head_width,) * 4, dilation=1),
-        mask_predictor=MaskRCNNPredictor(mask_head_width, mask_head_width, num_classes + 1),
-    )
+    network: Any
+    if masks:
+        network = MaskRCNN(
+            **arguments,
+            mask_roi_pool=roi_pool(14),
+            mask_head=MaskRCNNHeads(fpn_width, (mask_head_width,) * 4, dilation=1),
+            mask_predictor=MaskRCNNPredictor(mask_head_width, mask_head_width, num_classes + 1),
+        )
+    else:
+        network = FasterRCNN(**arguments)
+    for part in (network.rpn, network.roi_heads):
+        part.box_coder = Deltas(part.box_coder.weights, geometry)
+    if mmdetection:
+        network.transform = AlignedTransform(**sizes)
+        network.rpn.min_size = torch.finfo(torch.float32).tiny  # any box that has an area
+    return network

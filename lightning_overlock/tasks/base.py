@@ -20,6 +20,7 @@ from lightning_overlock.callbacks.supported import refuse_unsupported
 from lightning_overlock.callbacks.throughput import Throughput
 from lightning_overlock.data.loading import global_seed
 from lightning_overlock.errors import InputError
+from lightning_overlock.heads.release import released_heads
 from lightning_overlock.optim import (
     REFERENCE_BATCH,
     Float32AdamW,
@@ -115,6 +116,7 @@ class BaseTask(LightningModule):
     _apply = convert_all_but_sums
     image_transform: image_results.ImageTransform | None = None  # `load` takes the data's
     predict_images = image_results.predict_images
+    rename_heads = staticmethod(released_heads)
 
     def __init__(
         self,
@@ -280,10 +282,7 @@ class BaseTask(LightningModule):
     # Initial weights
 
     def load_initial_weights(self) -> None:
-        """Load the weights of `pretrained` or `init_from` into the model.
-
-        Runs once when a trainer starts with this task, and not at all after a checkpoint of the
-        task was loaded: its weights count, and the file of long ago may be gone.
+        """Load the weights of `pretrained` or `init_from` once, unless a checkpoint was loaded.
 
         Raises:
             InputError: There are no such weights, or they belong to another network.
@@ -291,7 +290,7 @@ class BaseTask(LightningModule):
         if self._weights_pending:
             self._weights_pending = False
             arguments, path = self.hparams["backbone_args"] or {}, self.hparams["init_from"]
-            start_from(self.model, self.backbone, arguments, path, self.features)
+            start_from(self.model, self.backbone, arguments, path, self.features, self.rename_heads)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; training goes on with its own statistics."""

@@ -1,7 +1,7 @@
 """Object detection with instance masks on any timm backbone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple
@@ -12,8 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_overlock.backbones.features import DenseFeatures
+from lightning_overlock.backbones.weights import Renamed
 from lightning_overlock.errors import InputError
+from lightning_overlock.heads.geometry import Geometry
 from lightning_overlock.heads.mask_rcnn import mask_rcnn
+from lightning_overlock.heads.release import released_heads
 from lightning_overlock.metrics.coco import (
     Evaluator,
     average_precision,
@@ -84,6 +87,8 @@ class DetectionTask(BaseTask):
         score_threshold: Detections have at least this score.
         nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
         detections_per_image: Largest number of detections, those of the highest scores.
+        geometry: By whose conventions boxes and masks lie, to the fraction of a pixel: those of
+            torchvision, or of mmdetection, with which the release's detectors were trained.
         draw_score: Prediction draws the detections of at least this score; None draws nothing.
         evaluator: What computes the average precision; the figures are the same. auto takes
             faster_coco_eval, several times as fast, where it is installed.
@@ -137,6 +142,7 @@ class DetectionTask(BaseTask):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
+        geometry: Geometry = "torchvision",
         draw_score: float | None = None,
         evaluator: Evaluator = "auto",
         **kwargs: Any,
@@ -168,7 +174,18 @@ class DetectionTask(BaseTask):
             score_threshold=hparams["score_threshold"],
             nms_threshold=hparams["nms_threshold"],
             detections_per_image=hparams["detections_per_image"],
+            geometry=hparams["geometry"],
         )
+
+    def rename_heads(self, weights: Mapping[str, Tensor]) -> Renamed:  # type: ignore[override]
+        """Return the heads of a released detector among a file's weights, by our names."""
+        heads = released_heads(weights)
+        if heads and self.hparams["geometry"] != "mmdetection":
+            rank_zero_info(
+                "The heads in this file were trained by mmdetection and detect as they did there "
+                "with model.geometry mmdetection, as coco_1x and coco_3x have it"
+            )
+        return heads
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that torchvision's detectors cannot compute boxes in."""
