@@ -1,7 +1,7 @@
 """Mask R-CNN, UPerNet and the FCN head as mmdetection 2 and mmsegmentation 0 define them.
 
-Computed in plain tensors from a state dict with their names, for comparison: nothing here comes from
-torchvision's detectors or from this package. Names and settings are those of the release's
+Computed in plain tensors from a state dict with their names, for comparison: nothing here comes
+from torchvision's detectors or from this package. Names and settings are those of the release's
 configurations (mask_rcnn_r50_fpn and upernet_r50 with OverLoCK's four maps).
 """
 

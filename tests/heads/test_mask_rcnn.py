@@ -94,11 +94,18 @@ def test_images_are_normalised_as_the_backbone_wants_them():
     torch.testing.assert_close(seen[0][0, :, 5, 5], torch.tensor([0.9, 0.4, 0.175]))
 
 
-@pytest.mark.parametrize("masks", [True, False])
-@pytest.mark.parametrize("name", ["test_overlock", "test_resnet"])
-def test_losses_reach_every_parameter(name, masks):
+@pytest.mark.parametrize(
+    ("name", "masks", "geometry"),
+    [
+        ("test_overlock", True, "torchvision"),
+        ("test_overlock", False, "mmdetection"),
+        ("test_resnet", True, "mmdetection"),
+        ("test_resnet", False, "torchvision"),
+    ],
+)
+def test_losses_reach_every_parameter(name, masks, geometry):
     torch.manual_seed(0)
-    network = mask_rcnn(DenseFeatures(name), 3, masks, **TINY)
+    network = mask_rcnn(DenseFeatures(name), 3, masks, geometry=geometry, **TINY)
     losses = network(*scene())
     names = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert set(losses) == names | ({"loss_mask"} if masks else set())
@@ -126,6 +133,23 @@ def test_detections_are_in_pixels_of_the_image_in_either_layout(layout):
         assert boxes.min() >= 0
         assert boxes[:, 2].max() <= width
         assert boxes[:, 3].max() <= height
+
+
+@pytest.mark.parametrize("geometry", ["torchvision", "mmdetection"])
+def test_boxes_keep_their_bits_in_mixed_precision(geometry):
+    """bfloat16 tells apart only every eighth pixel above 1024."""
+    torch.manual_seed(0)
+    network = mask_rcnn(
+        DenseFeatures("test_resnet"), 3, score_threshold=0.0, geometry=geometry, **TINY
+    ).eval()
+    anchors = []
+    network.rpn.anchor_generator.register_forward_hook(lambda part, args, out: anchors.append(out))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = network([torch.rand(3, 60, 80)])
+    assert anchors[0][0].dtype == torch.float32
+    assert found["boxes"].dtype == torch.float32
+    rounded = found["boxes"].bfloat16().float()
+    assert (rounded != found["boxes"]).double().mean() > 0.3
 
 
 def test_it_learns_the_one_scene_it_is_shown():

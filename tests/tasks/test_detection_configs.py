@@ -61,6 +61,7 @@ def test_both_schedules_are_those_of_the_release(name, epochs, lr, milestones):
     assert (model["rpn_batch_size"], model["roi_batch_size"]) == (256, 512)
     assert (model["score_threshold"], model["nms_threshold"]) == (0.05, 0.5)
     assert model["detections_per_image"] == 100
+    assert model["geometry"] == "mmdetection"
 
 
 def test_the_long_schedule_trains_at_many_scales():
