@@ -1,7 +1,7 @@
 """`lightning bench`: what a model or an operation costs, read from the command line and printed.
 
-`lightning bench NAME...` compares timm models, `--ops`, `--depthwise` and `--memory` the backends
-of the package's operations. All candidates are taken in turn, round after round, and medians are
+`lightning bench NAME...` compares timm models, with `--exported` networks of `lightning export`
+beside them; `--ops`, `--depthwise` and `--memory` the backends of the package's operations. All candidates are taken in turn, round after round, and medians are
 shown, so that a disturbance of the machine hits all of them; models that are compared on a CPU run
 in a process each. `--profile` says where the time goes.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_overlock.bench.measure import usable_device
-from lightning_overlock.bench.models import Setting, bench_models, profile_models
+from lightning_overlock.bench.models import LOCAL_DIR, Setting, bench_models, profile_models
 from lightning_overlock.bench.operations import bench_contmix, bench_depthwise, bench_memory
 from lightning_overlock.bench.options import CONTMIX_SIZES, DEPTHWISE_SIZES, MEMORY_SIZES
 from lightning_overlock.bench.report import Row, markdown, print_table
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     # An empty --seconds leaves each table its own.
     timing = {} if args.seconds is None else {"seconds": args.seconds}
-    tables = _model_tables(args, timing) if args.names else {}
+    tables = _model_tables(args, timing) if args.names or args.exported else {}
     tables |= _operation_tables(args, timing)
     for title, rows in tables.items():
         print_table(rows, title)
@@ -71,10 +71,15 @@ def _model_tables(args: argparse.Namespace, timing: dict[str, float]) -> Tables:
     shape += ", inference form" if args.inference_form else ""
     shape += ", features" if args.features else ""
     more_rows = args.contmix_backend is not None or args.depthwise_backend is not None
-    isolated = torch.device(args.device).type == "cpu" and (more_rows or len(args.names) > 1)
+    files = [path for path in args.exported if path.is_file()]
+    names = [*args.names, *(f"{LOCAL_DIR}{path}" for path in args.exported if path.is_dir())]
+    isolated = torch.device(args.device).type == "cpu" and (
+        more_rows or bool(files) or len(names) > 1
+    )
     shape += ", a process each" if isolated else ""
+    shape += ", .onnx and .pt2 as they are" if files else ""
     title = f"Models: {shape}; {_where(args.device)}"
-    tables = {title: bench_models(args.names, setting, isolated=isolated, **timing)}
+    tables = {title: bench_models(names, setting, isolated=isolated, exported=files, **timing)}
     if args.profile:
         tables |= profile_models(args.names, setting, **timing)
     return tables

@@ -1,10 +1,11 @@
 """timm models side by side: cost, time and memory of each, and where its time goes."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
@@ -13,6 +14,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import lightning_overlock.bench.unfold  # noqa: F401  brings its backend of ContMix
+from lightning_overlock.bench.exported import ONNX, exported_row, exported_steps
 from lightning_overlock.bench.measure import (
     Step,
     copy_bandwidth,
@@ -37,6 +39,8 @@ from lightning_overlock.ops.contmix.operator import contmix_backend
 from lightning_overlock.ops.depthwise.operator import depthwise_backend
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How timm is asked for a model that lies in a folder.
+LOCAL_DIR = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -87,25 +91,29 @@ def bench_models(
     setting: Setting | None = None,
     seconds: float = 5.0,
     isolated: bool = False,
+    exported: Sequence[Path] = (),
 ) -> list[Row]:
     """Measure timm models side by side; see `lightning bench --help`.
 
     Args:
-        names: Names of timm models.
+        names: Names of timm models, or of folders with one: "local-dir:FOLDER".
         setting: What they are measured with.
         seconds: How long each figure is measured.
         isolated: Whether to run each row of the table in a process of its own. Within one, memory
             that a model has freed spares the next one fetching its own from the system.
+        exported: `.onnx` and `.pt2` files of `lightning export`, whose inference is measured on the
+            CPU as they are, each in a process of its own.
 
     Returns:
         One row per model, the same keys in each: parameters in millions, multiply-adds of one
-        image in billions, images per second, and extra peak memory in MiB.
+        image in billions, images per second, and extra peak memory in MiB. What is not known of a
+        file is None.
 
     Raises:
-        InputError: timm has no model of a name, or none has what a backend is asked for.
+        InputError: timm has no model of a name, none has what a backend is asked for, or a file
+            cannot be run on such images.
     """
     setting = setting or Setting()
-    device = setting.device
     rows: list[Row] = []
     # Each calls a function of one step, here or in the step's process.
     asks: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -124,15 +132,46 @@ def bench_models(
                 f"--contmix-backend and --depthwise-backend change nothing in {', '.join(names)}\n"
                 "expected a model with ContMix, or one with large depthwise convolutions"
             )
+        for path in dict.fromkeys(exported):
+            rows.append(exported_row(path, setting.batch_size, setting.size))
+            process = Worker(str(path), exported_steps, path, setting.batch_size, setting.size)
+            stack.enter_context(process)
+            kinds = ("inference", "inference, lean") if path.suffix == ONNX else ("inference",)
+            asks[str(path)] = {kind: partial(process.ask, kind) for kind in kinds}
         for ask in asks.values():  # until all processes have started and built their model
             ask["inference"](callable)
-        for kind in ("inference", "training") if setting.train else ("inference",):
-            again = {label: partial(ask[kind], second_run, device) for label, ask in asks.items()}
-            times = interleaved_medians(again, seconds)
-            for row, (label, ask) in zip(rows, asks.items(), strict=True):
-                row[f"{kind} images/s"] = setting.batch_size / times[label]
-                row[f"{kind} peak MiB"] = in_mib(ask[kind](peak_memory, device))
+        _measure(rows, asks, setting, seconds)
     return rows
+
+
+def _measure(
+    rows: Sequence[Row],
+    asks: Mapping[str, Mapping[str, Callable[..., Any]]],
+    setting: Setting,
+    seconds: float,
+) -> None:
+    """Add times and memory to the rows, which are in the order of the steps."""
+    device = setting.device
+    for kind in ("inference", "training"):
+        steps = {label: ask[kind] for label, ask in asks.items() if kind in ask}
+        if not steps:
+            continue
+        again = {label: partial(step, second_run, device) for label, step in steps.items()}
+        times = interleaved_medians(again, seconds)
+        for row, (label, ask) in zip(rows, asks.items(), strict=True):
+            row[f"{kind} images/s"] = row[f"{kind} peak MiB"] = None
+            if label in steps:
+                row[f"{kind} images/s"] = setting.batch_size / times[label]
+                row[f"{kind} peak MiB"] = in_mib(_peak(ask, kind, device))
+
+
+def _peak(ask: Mapping[str, Callable[..., Any]], kind: str, device: str) -> int | None:
+    """Bytes that a step needs, by the one that gives its work space back if there is one."""
+    lean = ask.get(f"{kind}, lean")
+    if lean is not None:
+        lean(second_run, device)  # gives back what earlier runs have kept
+    found: int | None = (lean or ask[kind])(peak_memory, device)
+    return found
 
 
 def profile_models(
@@ -174,7 +213,7 @@ def profile_models(
 def _known(names: Sequence[str]) -> list[str]:
     """Each name once, if timm has models of all of them."""
     for name in names:
-        if not timm.is_model(name):
+        if not (name.startswith(LOCAL_DIR) or timm.is_model(name)):
             raise InputError(
                 f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}\n"
                 "`timm.list_models()` after `import lightning_overlock` names them all."
@@ -196,8 +235,8 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
         candidates[label] = Candidate(deployed, steps)
 
     first = replace(setting, contmix_backend=None, depthwise_backend=None)
-    model = timm.create_model(name, features_only=setting.features).to(setting.device)
-    model = model.to(memory_format=memory_format)
+    model = _create(name, setting.features).to(setting.device).to(memory_format=memory_format)
+    name = name.removeprefix(LOCAL_DIR)
     deployed = reparameterize_model(copy.deepcopy(model)) if setting.inference_form else model
     enter(name, deployed, model, first)
     if setting.contmix_backend and _has(model, ContMix):
@@ -207,6 +246,23 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
         label = f"{name}, depthwise {setting.depthwise_backend}"
         enter(label, deployed, model, replace(setting, contmix_backend=None))
     return candidates
+
+
+def _create(name: str, features: bool) -> nn.Module:
+    """Make a model with random weights, or one that lies in a folder with its own.
+
+    Raises:
+        InputError: The folder is none that timm can load.
+    """
+    if not name.startswith(LOCAL_DIR):
+        return timm.create_model(name, features_only=features)
+    try:
+        return timm.create_model(name, pretrained=True, features_only=features)
+    except (RuntimeError, ValueError, LookupError, TypeError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"--exported {name.removeprefix(LOCAL_DIR)}: timm cannot load this folder.\n{reason}"
+        ) from error
 
 
 def _steps(name: str, setting: Setting, label: str) -> dict[str, Step]:

@@ -2,10 +2,11 @@
 
 import argparse
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_overlock.arguments import CommandParser, image_size
-from lightning_overlock.errors import InputError
+from lightning_overlock.arguments import CommandParser, folder_path, image_size
+from lightning_overlock.errors import InputError, did_you_mean
 from lightning_overlock.files import require_file_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, check_ranges
 
@@ -24,6 +25,8 @@ KERNELS = (17, 15, 13, 11, 9, 7, 5)
 # By name, as the operations know them; a test compares.
 CONTMIX_BACKENDS = ("dense", "strips", "triton", "unfold")
 DEPTHWISE_BACKENDS = ("conv", "onednn", "aten", "triton")
+EXPORTED = (".onnx", ".pt2")
+TIMM_FILES = ("config.json", "model.safetensors")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 RANGES = {
@@ -67,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="timm models, those of this package included")
+    add(
+        "--exported",
+        nargs="+",
+        type=folder_path,
+        default=[],
+        metavar="FILE",
+        help="networks of `lightning export` in the table too: timm folders as models are, with "
+        "their weights; .onnx and .pt2 files as they are, their inference on the CPU",
+    )
     add("--batch-size", type=int, default=4, help="images in a batch (default: %(default)s)")
     add(
         "--size", type=image_size, default=(224, 224), metavar="N|HxW", help="pixels (default: 224)"
@@ -152,9 +164,10 @@ def _add_operation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if not (args.names or args.ops or args.depthwise or args.memory):
+    if not (args.names or args.exported or args.ops or args.depthwise or args.memory):
         raise InputError(
-            "nothing to measure: name timm models, or give --ops, --depthwise or --memory"
+            "nothing to measure: name timm models, or give --exported, --ops, --depthwise or "
+            "--memory"
         )
     numbers = {name.replace("_", "-"): value for name, value in vars(args).items()}
     check_ranges("", {f"--{name}": value for name, value in numbers.items()}, RANGES)
@@ -186,6 +199,48 @@ def _check_arguments(args: argparse.Namespace) -> None:
             require_file_writable(path, f"--{option} {path}")
     if args.features and args.train:
         raise InputError("--train needs logits, --features gives none")
+    _check_exported(args)
+
+
+def _check_exported(args: argparse.Namespace) -> None:
+    """Refuse what is no exported network, and what such files do not have; set the device."""
+    for path in args.exported:
+        if not path.exists():
+            near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise InputError(
+                f"--exported {path}: no such file or folder.{did_you_mean(str(path), near)}\n"
+                "Expected what `lightning export` has written; names of models stand before "
+                "--exported."
+            )
+        if path.is_dir():
+            if lacking := [name for name in TIMM_FILES if not (path / name).is_file()]:
+                raise InputError(
+                    f"--exported {path}: this folder has no {' and no '.join(lacking)}.\n"
+                    "Expected one of `lightning export --format timm`, or a .onnx or .pt2 file."
+                )
+        elif path.suffix not in EXPORTED:
+            raise InputError(
+                f"--exported {path}: expected a .onnx or .pt2 file, or a folder of timm.\n"
+                "`lightning export --ckpt_path FILE|RUN` makes them of a checkpoint."
+            )
+    files = [path for path in args.exported if path.is_file()]
+    if not files:
+        return
+    if any(path.suffix == ".onnx" for path in files) and find_spec("onnxruntime") is None:
+        raise InputError(
+            "--exported: .onnx files need onnxruntime, not installed here.\n"
+            "Install the extra: pip install 'lightning-overlock[export]'"
+        )
+    for option, wrong, reason in (
+        ("--device", args.device not in (None, "cpu"), "on the CPU"),
+        ("--dtype", args.dtype != "float32", "in the type that they were exported in"),
+        ("--features", args.features, "with the outputs that they have"),
+    ):
+        if wrong:
+            raise InputError(f"{option}: {files[0]} is measured {reason}; leave this option out")
+    if args.train and len(files) == len(args.exported) and not args.names:
+        raise InputError(f"--train: {files[0]} cannot be trained; leave this option out")
+    args.device = "cpu"
 
 
 def contmix_size(size: str) -> list[int]:

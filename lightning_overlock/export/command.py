@@ -13,17 +13,13 @@ from typing import Any
 import torch
 
 from lightning_overlock import __version__
+from lightning_overlock.bench.exported import Runner, as_runner, read_exported
 from lightning_overlock.errors import InputError
-from lightning_overlock.export.comparison import Runner, as_runner, compare, latencies
+from lightning_overlock.export.comparison import compare, latencies
 from lightning_overlock.export.detector import ExportedDetector
 from lightning_overlock.export.network import exported_network, normalisation
 from lightning_overlock.export.options import report_path
-from lightning_overlock.export.program import (
-    export_program,
-    least_sizes,
-    program_runner,
-    save_program,
-)
+from lightning_overlock.export.program import export_program, least_sizes, save_program
 from lightning_overlock.export.timm_folder import preprocessing, save_timm
 from lightning_overlock.runs.checkpoint import read_checkpoint
 from lightning_overlock.runs.layout import folder_of
@@ -128,31 +124,37 @@ def _export_program(
     eager = as_runner(network, network.outputs)
     _try(eager, shape)
     program = export_program(network, torch.rand(shape), open_dims)
+    sizes = {
+        "size": [height, width],
+        "open": [("batch", "", "height", "width")[dim] for dim in open_dims],
+        "least_size": least_sizes(program),
+    }
     metadata = {
         "task": type(task).__name__,
         "backbone": task.backbone,
         "class_names": json.dumps(task.class_names),
         "input": "images: RGB in [0, 1], batch x 3 x height x width",
         "outputs": ", ".join(network.outputs),
+        **{name: json.dumps(value) for name, value in sizes.items()},
     }
     report: dict[str, Any] = {"outputs": list(network.outputs)}
     if args.format == "onnx":
-        from lightning_overlock.export.onnx_file import onnx_runner, save_onnx
+        from lightning_overlock.export.onnx_file import save_onnx
 
         report["opset"] = save_onnx(program, path, network.outputs, metadata)
-        exported = onnx_runner(path)
     else:
         save_program(program, path, json.dumps(metadata))
-        exported = program_runner(path, network.outputs)
+    exported = read_exported(path).run
     rows = compare(eager, exported, _checked_shapes(shape, open_dims), dtype)
-    return report | {
-        "size": [height, width],
-        "open": [("batch", "", "height", "width")[dim] for dim in open_dims],
-        "least_size": least_sizes(program),
-        "checks": rows,
-        "latency_shape": [1, 3, height, width],
-        "latency_ms": latencies(eager, exported, (1, 3, height, width), args.seconds),
-    }
+    return (
+        report
+        | sizes
+        | {
+            "checks": rows,
+            "latency_shape": [1, 3, height, width],
+            "latency_ms": latencies(eager, exported, (1, 3, height, width), args.seconds),
+        }
+    )
 
 
 def _usual_size(task: BaseTask) -> tuple[int, int]:

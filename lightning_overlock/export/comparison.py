@@ -1,35 +1,20 @@
 """An exported network beside the one that it was made from: values and latency."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from lightning_overlock.bench.exported import Outputs, Runner
 from lightning_overlock.bench.measure import Step, time_interleaved
 from lightning_overlock.errors import InputError
-
-Outputs = dict[str, Tensor]
-# Maps images (B, 3, H, W) to named tensors.
-Runner = Callable[[Tensor], Outputs]
 
 # Largest difference of logits over the size of the logits, by the weights' type.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # What near-ties may turn round: pixels whose two best classes are alike, boxes at a threshold.
 FEWEST_EQUAL = 0.99
 SAME_BOX = 0.99
-
-
-def as_runner(network: nn.Module, names: Sequence[str]) -> Runner:
-    """Return a network as a function with named outputs."""
-
-    def run(images: Tensor) -> Outputs:
-        with torch.inference_mode():
-            found = network(images)
-        return dict(zip(names, [found] if isinstance(found, Tensor) else found, strict=True))
-
-    return run
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""A network as an ONNX file, and running it."""
+"""A network as an ONNX file."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_overlock.bench.exported import INPUT
 from lightning_overlock.errors import InputError
-from lightning_overlock.export.comparison import Outputs, Runner
-
-INPUT = "images"
 
 
 def save_onnx(
@@ -51,34 +48,6 @@ def save_onnx(
     written.model.metadata_props.update(metadata | {"opset": str(opset)})
     written.save(path)
     return opset
-
-
-def onnx_runner(path: Path) -> Runner:
-    """Return an ONNX file as a function, run by onnxruntime on the CPU.
-
-    Raises:
-        InputError: onnxruntime cannot run it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    # As many threads as torch has, and none that spins while torch works.
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's exceptions share no type but this
-        raise InputError(f"onnxruntime cannot run this network: {error}") from error
-    names = [output.name for output in session.get_outputs()]
-
-    def run(images: Tensor) -> Outputs:
-        found = session.run(None, {INPUT: images.numpy()})
-        return dict(zip(names, map(torch.from_numpy, found), strict=True))
-
-    return run
 
 
 def _translations() -> dict[Any, Any]:

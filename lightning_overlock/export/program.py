@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lightning_overlock.bench.exported import METADATA
 from lightning_overlock.errors import InputError
-from lightning_overlock.export.comparison import Runner, as_runner
-
-METADATA = "lightning_overlock.json"
 
 
 def export_program(network: nn.Module, images: Tensor, open_dims: Sequence[int]) -> ExportedProgram:
@@ -58,8 +56,3 @@ def least_sizes(program: ExportedProgram) -> dict[str, int]:
 def save_program(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program, with a JSON text beside it in the same file."""
     torch.export.save(program, path, extra_files={METADATA: metadata})
-
-
-def program_runner(path: Path, names: Sequence[str]) -> Runner:
-    """Return the program in a file as a function with named outputs."""
-    return as_runner(torch.export.load(path).module(), names)

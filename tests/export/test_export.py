@@ -12,6 +12,7 @@ import trained_runs
 from PIL import Image
 
 import lightning_overlock
+from lightning_overlock.bench.exported import as_runner
 from lightning_overlock.cli.main import main
 from lightning_overlock.export import comparison
 from lightning_overlock.export.network import exported_network
@@ -63,7 +64,7 @@ def assert_agrees_alone(path, run, shape, tmp_path, tolerance=1e-5):
     assert json.loads(str(loaded.pop("class_names"))) == task.class_names
     found = {name: torch.from_numpy(x) for name, x in loaded.items()}
     network = exported_network(task, torch.float32)
-    expected = comparison.as_runner(network, network.outputs)(images)
+    expected = as_runner(network, network.outputs)(images)
     match = comparison._objects if "boxes" in expected else comparison._logits
     difference, equal = match(expected, found)
     assert difference < tolerance
