@@ -1,9 +1,10 @@
 """`lightning bench`: what a model or an operation costs, read from the command line and printed.
 
 `lightning bench NAME...` compares timm models, with `--exported` networks of `lightning export`
-beside them; `--ops`, `--depthwise` and `--memory` the backends of the package's operations. All candidates are taken in turn, round after round, and medians are
-shown, so that a disturbance of the machine hits all of them; models that are compared on a CPU run
-in a process each. `--profile` says where the time goes.
+beside them; `--ops`, `--depthwise` and `--memory` the backends of the package's operations. All
+candidates are taken in turn, round after round, and medians are shown, so that a disturbance of the
+machine hits all of them; models that are compared on a CPU run in a process each. `--profile` says
+where the time goes.
 """
 
 import argparse

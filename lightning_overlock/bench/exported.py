@@ -1,6 +1,7 @@
 """Files that `lightning export` has written: read, run, and their row of the table."""
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ def onnx_session(path: Path) -> Any:
     Raises:
         InputError: onnxruntime cannot run it.
     """
+    # It would report every session to its maker, from a thread beside what is timed.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

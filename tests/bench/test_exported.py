@@ -96,8 +96,24 @@ def test_onnxruntime_gives_its_work_space_back_where_memory_is_measured(files):
     ]
 
 
-@pytest.mark.slow
-def test_an_exported_network_stands_beside_models(files, tmp_path, capsys):
+class SameProcess:
+    """A worker without a process of its own, which takes seconds to start."""
+
+    def __init__(self, title, make, *arguments):
+        self.steps = make(*arguments)
+
+    def ask(self, kind, function, *arguments):
+        return function(self.steps[kind], *arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_an_exported_network_stands_beside_models(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "Worker", SameProcess)
     folder, _ = files
     paths = [str(folder / name) for name in ("timm", "fixed.onnx", "open.pt2")]
     line = ["test_convnext", "--size", "32x40", "--batch-size", "1", "--seconds", "0.01"]
@@ -114,6 +130,17 @@ def test_an_exported_network_stands_beside_models(files, tmp_path, capsys):
     count = sum(p.numel() for p in timm.create_model("test_convnext", num_classes=3).parameters())
     assert rows[1]["parameters M"] == count / 1e6
     assert "fixed.onnx" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_exported_network_runs_in_a_process_of_its_own(files):
+    folder, _ = files
+    setting = models.Setting(size=(32, 40))
+    path = folder / "fixed.onnx"
+    (row,) = models.bench_models([], setting, seconds=0.01, exported=[path, path])
+    assert row["model"] == str(path)
+    assert row["inference images/s"] > 0
+    assert "training images/s" not in row
 
 
 @pytest.mark.parametrize(
