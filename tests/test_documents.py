@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.worker_steps import SameProcess
+from export import trained_runs
 from parity import fill
 from PIL import Image
 from tasks.coco_layout import write_layout
 
+from lightning_overlock.bench import models
 from lightning_overlock.bench.options import read_options
 from lightning_overlock.cli.main import main
 from lightning_overlock.cli.request import read_request
@@ -24,6 +27,7 @@ from lightning_overlock.sweep.read import read
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+EXPORT = ROOT / "docs" / "export.md"  # its lines need runs, which a test of its own makes
 # What keeps a command of the README small; nothing here changes which code it runs.
 TINY = {
     "fit": [
@@ -70,7 +74,8 @@ def blocks(language, page):
 
 def commands():
     """Each command once, those of the README first."""
-    shown = [block.replace("\\\n", " ") for page in PAGES for block in blocks("sh", page)]
+    pages = [page for page in PAGES if page != EXPORT]
+    shown = [block.replace("\\\n", " ") for page in pages for block in blocks("sh", page)]
     lines = [line for block in shown for line in block.splitlines()]
     typed = [line.partition("#")[0].strip() for line in lines if line.startswith("lightning ")]
     return list(dict.fromkeys(typed))
@@ -204,7 +209,7 @@ def test_commands_that_are_only_mentioned_are_read(command, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks("python", page)], ids=lambda page: page.name
+    "page", [p for p in PAGES if p != EXPORT and blocks("python", p)], ids=lambda page: page.name
 )
 def test_every_line_of_python_runs(page):
     scope = {}
@@ -212,6 +217,38 @@ def test_every_line_of_python_runs(page):
         exec(compile(block, page.name, "exec"), scope)
     if page == README:
         assert scope["fast"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_line_on_exports_runs_in_the_order_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "Worker", SameProcess)
+    for name, make in (
+        ("quickstart", trained_runs.classifier),
+        ("parts", trained_runs.detector),
+        ("plots", trained_runs.segmenter),
+    ):
+        make(tmp_path / "runs" / name, "test_convnext")
+    for name in ("a.png", "b.png", "photo.jpg"):
+        Image.new("RGB", (70, 50)).save(tmp_path / name)
+    scope = {}
+    shown = re.findall(r"^```(sh|python)\n(.*?)^```", EXPORT.read_text(), re.MULTILINE | re.DOTALL)
+    for language, block in shown:
+        if language == "python":
+            exec(compile(block, EXPORT.name, "exec"), scope)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            assert main([*shlex.split(line)[1:], "--seconds=0.01"]) == 0, line
+    files = sorted(path.name for path in (tmp_path / "runs/quickstart/export").iterdir())
+    assert files == ["model.onnx", "model.onnx.json", "model.pt2", "model.pt2.json", "timm"]
+    np.testing.assert_allclose(
+        scope["session"].run(None, {"images": scope["images"].numpy()})[0],
+        scope["logits"].numpy(),
+        rtol=0,
+        atol=1e-5,
+    )
+    assert (tmp_path / "runs/plots/export/model.pt2").is_file()
 
 
 def test_make_targets_of_the_readme_exist():

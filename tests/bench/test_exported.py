@@ -11,6 +11,7 @@ import torch
 from bench.test_bench import bench
 from timm.models import save_for_hf
 from torch import nn
+from worker_steps import SameProcess
 
 from lightning_overlock.bench import exported, measure, models, options
 from lightning_overlock.errors import InputError
@@ -94,22 +95,6 @@ def test_onnxruntime_gives_its_work_space_back_where_memory_is_measured(files):
         ("inference, lean", measure.second_run),
         ("inference, lean", measure.peak_memory),
     ]
-
-
-class SameProcess:
-    """A worker without a process of its own, which takes seconds to start."""
-
-    def __init__(self, title, make, *arguments):
-        self.steps = make(*arguments)
-
-    def ask(self, kind, function, *arguments):
-        return function(self.steps[kind], *arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def test_an_exported_network_stands_beside_models(files, tmp_path, capsys, monkeypatch):
