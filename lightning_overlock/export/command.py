@@ -1,6 +1,7 @@
 """`lightning export`: writes a trained network, holds it against its task, reports."""
 
 import argparse
+import copy
 import json
 import shutil
 import tempfile
@@ -96,10 +97,12 @@ def _export_timm(
 ) -> dict[str, Any]:
     folder.mkdir()
     run = folder_of(args.ckpt_path) or args.ckpt_path.parent
-    model = save_timm(task, checkpoint, run, folder, dtype)
+    eager = as_runner(copy.deepcopy(task.model), ["logits"])
+    loaded = _converting(
+        as_runner(save_timm(task, checkpoint, run, folder, dtype), ["logits"]), dtype
+    )
     expected = preprocessing(task)
     height, width = expected["input_size"][1:]
-    eager, loaded = (_converting(as_runner(net, ["logits"]), dtype) for net in (task.model, model))
     shapes = [(batch, 3, height, width) for batch in (1, 3)]
     return {
         "input": expected,
@@ -116,12 +119,14 @@ def _export_program(
     task: BaseTask, args: argparse.Namespace, path: Path, dtype: torch.dtype
 ) -> dict[str, Any]:
     height, width = args.size or _usual_size(task)
+    # It is held against the network as it was trained, so that what the type costs is in the check.
+    original = exported_network(copy.deepcopy(task), torch.float32)
     network = exported_network(task, dtype)
     one_image = isinstance(network, ExportedDetector)
     open_dims = [] if not args.dynamic else [2, 3] if one_image else [0, 2, 3]
     # A batch of one would be taken for a fixed one.
     shape: Shape = (2 if 0 in open_dims else 1, 3, height, width)
-    eager = as_runner(network, network.outputs)
+    eager = as_runner(original, network.outputs)
     _try(eager, shape)
     program = export_program(network, torch.rand(shape), open_dims)
     sizes = {

@@ -87,7 +87,11 @@ def exported_network(task: BaseTask, dtype: torch.dtype) -> ExportedNetwork:
         return ExportedSegmenter(model).eval()
     if isinstance(task, DetectionTask):
         if dtype != torch.float32:
-            raise InputError("--dtype: a detector's boxes need float32")
+            raise InputError(
+                f"--dtype {str(dtype).removeprefix('torch.')}: a detector's boxes need float32; "
+                "half precision has not every pixel beyond 256 (bfloat16) or 2048.\n"
+                "Expected --dtype float32."
+            )
         return ExportedDetector(model).eval()
     raise InputError(
         f"{type(task).__name__} cannot be exported, expected a classification, segmentation or "

@@ -1,5 +1,6 @@
 """Exported networks agree with their tasks, in processes that have never seen this package."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,39 +11,59 @@ import timm
 import torch
 import trained_runs
 from PIL import Image
+from safetensors.torch import load_file
 
 import lightning_overlock
 from lightning_overlock.bench.exported import as_runner
 from lightning_overlock.cli.main import main
+from lightning_overlock.errors import InputError
 from lightning_overlock.export import comparison
 from lightning_overlock.export.network import exported_network
+from lightning_overlock.tasks.detection import DetectionTask
 
-# Runs a file where the import of this package fails, on images that were stored.
+# Runs files where the import of this package fails, on images that were stored beside them.
 ALONE = """
+import json
 import sys
 import numpy as np
+import torch
 
 sys.modules["lightning_overlock"] = None  # an import of it raises
-path, images, found = sys.argv[1:]
-images = np.load(images)
-if path.endswith(".onnx"):
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    outputs = [output.name for output in session.get_outputs()]
-    results = dict(zip(outputs, session.run(None, {"images": images})))
-    meta = session.get_modelmeta().custom_metadata_map
-else:
-    import json
-    import torch
-    import torchvision  # whose operations detectors have
-    extra = {"lightning_overlock.json": ""}
-    program = torch.export.load(path, extra_files=extra)
-    meta = json.loads(extra["lightning_overlock.json"])
+for path in sys.argv[1:]:
+    images = np.load(path + ".npy")
+    if path.endswith(".onnx"):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        outputs = [output.name for output in session.get_outputs()]
+        results = dict(zip(outputs, session.run(None, {"images": images})))
+        meta = session.get_modelmeta().custom_metadata_map
+    else:
+        import torchvision  # whose operations detectors have
+        extra = {"lightning_overlock.json": ""}
+        program = torch.export.load(path, extra_files=extra)
+        meta = json.loads(extra["lightning_overlock.json"])
+        with torch.no_grad():
+            results = program.module()(torch.from_numpy(images))
+        results = [results] if isinstance(results, torch.Tensor) else results
+        results = {name: x.numpy() for name, x in zip(meta["outputs"].split(", "), results)}
+    np.savez(path + ".npz", class_names=meta["class_names"], **results)
+"""
+# The same of timm folders; a name of a package is imported first.
+TIMM = """
+import importlib
+import sys
+import numpy as np
+import timm
+import torch
+
+for path in sys.argv[1:]:
+    if not path.startswith("/"):
+        importlib.import_module(path)
+        continue
+    model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     with torch.no_grad():
-        results = program.module()(torch.from_numpy(images))
-    results = [results] if isinstance(results, torch.Tensor) else results
-    results = {name: x.numpy() for name, x in zip(meta["outputs"].split(", "), results)}
-np.savez(found, class_names=meta["class_names"], **results)
+        logits = model(torch.from_numpy(np.load(path + ".npy")))
+    np.savez(path + ".npz", logits=logits.numpy(), names=model.pretrained_cfg["label_names"])
 """
 
 
@@ -50,26 +71,42 @@ def export(run, *words):
     assert main(["export", "--ckpt_path", str(run), "--seconds", "0.01", *map(str, words)]) == 0
 
 
-def assert_agrees_alone(path, run, shape, tmp_path, tolerance=1e-5):
-    """Hold a file, run in a process of its own, against the task in this one."""
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(3))
-    np.save(tmp_path / "images.npy", images.numpy())
-    words = [str(path), str(tmp_path / "images.npy"), str(tmp_path / "found.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False
-    )
+def run_afresh(code, *words):
+    line = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    loaded = dict(np.load(tmp_path / "found.npz"))
+
+
+def store_images(path, shape):
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    np.save(f"{path}.npy", images.numpy())
+
+
+def assert_agree_alone(run, shapes, tolerance=1e-5):
+    """Hold files, run in a process that lacks this package, against the task in this one.
+
+    `shapes` has the shape of the images by file.
+    """
+    for path, shape in shapes.items():
+        store_images(path, shape)
+    run_afresh(ALONE, *shapes)
     task = lightning_overlock.load(run)
-    assert json.loads(str(loaded.pop("class_names"))) == task.class_names
-    found = {name: torch.from_numpy(x) for name, x in loaded.items()}
     network = exported_network(task, torch.float32)
-    expected = as_runner(network, network.outputs)(images)
-    match = comparison._objects if "boxes" in expected else comparison._logits
-    difference, equal = match(expected, found)
-    assert difference < tolerance
-    assert equal > 0.99
-    return expected
+    for path in shapes:
+        loaded = dict(np.load(f"{path}.npz"))
+        assert json.loads(str(loaded.pop("class_names"))) == task.class_names
+        found = {name: torch.from_numpy(x) for name, x in loaded.items()}
+        images = torch.from_numpy(np.load(f"{path}.npy"))
+        expected = as_runner(network, network.outputs)(images)
+        match = comparison._objects if "boxes" in expected else comparison._logits
+        difference, equal = match(expected, found, tolerance)
+        assert difference < tolerance, path
+        assert equal > 0.99, path
+
+
+@pytest.fixture(scope="module")
+def convnext_run(tmp_path_factory):
+    return trained_runs.classifier(tmp_path_factory.mktemp("trained") / "run", "test_convnext")
 
 
 def test_a_timm_folder_is_the_network_with_its_classes_and_its_card(tmp_path):
@@ -95,11 +132,11 @@ def test_a_timm_folder_is_the_network_with_its_classes_and_its_card(tmp_path):
     assert "| all | 0.9 |" in card, "the table of the sweep that it is a trial of"
 
 
-def test_a_program_of_one_size_runs_without_this_package(tmp_path):
-    run = trained_runs.classifier(tmp_path / "run", "test_convnext")
+def test_a_program_of_one_size_runs_without_this_package(convnext_run, tmp_path):
+    run = convnext_run
     path = tmp_path / "net.pt2"
     export(run, "--format", "torch", "--output", path, "--size", "40x48")
-    assert_agrees_alone(path, run, (1, 3, 40, 48), tmp_path)
+    assert_agree_alone(run, {path: (1, 3, 40, 48)})
     report = json.loads((tmp_path / "net.pt2.json").read_text())
     assert report["size"] == [40, 48]
     assert report["open"] == []
@@ -108,13 +145,55 @@ def test_a_program_of_one_size_runs_without_this_package(tmp_path):
     assert min(report["latency_ms"].values()) > 0
 
 
-def test_what_differs_is_refused_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    run = trained_runs.classifier(tmp_path / "run", "test_convnext")
+def test_what_differs_is_refused_and_leaves_nothing(convnext_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, -1.0)
-    line = ["export", "--ckpt_path", str(run), "--format", "torch", "--output"]
+    line = ["export", "--ckpt_path", str(convnext_run), "--format", "torch", "--output"]
     assert main([*line, str(tmp_path / "net.pt2")]) == 2
     assert "the exported network differs from the task's" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("file_format", "dtype"), [("timm", "bfloat16"), ("torch", "float16")])
+def test_half_precision_is_held_against_the_network_as_it_was_trained(
+    file_format, dtype, convnext_run, tmp_path
+):
+    path = tmp_path / ("timm" if file_format == "timm" else "net.pt2")
+    export(convnext_run, "--format", file_format, "--dtype", dtype, "--output", path)
+    if file_format == "timm":
+        report = json.loads((path / "report.json").read_text())
+        weights = load_file(path / "model.safetensors").values()
+    else:
+        report = json.loads((tmp_path / "net.pt2.json").read_text())
+        program = torch.export.load(path)
+        weights = [parameter for _, parameter in program.named_parameters()]
+        size = report["size"]
+        assert program.module()(torch.rand(1, 3, *size)).dtype == torch.float32
+    assert {x.dtype for x in weights if x.is_floating_point()} == {getattr(torch, dtype)}
+    for row in report["checks"]:
+        # Not zero, as it would be if a network of the same type were compared.
+        assert 1e-6 < row["difference"] < comparison.TOLERANCES[getattr(torch, dtype)]
+        assert row["equal"] == 1
+
+
+def test_labels_may_differ_where_two_classes_tie_within_the_tolerance_only():
+    def runner(*logits):
+        return lambda images: {"logits": torch.tensor([logits])}
+
+    shapes, half = [(1, 3, 8, 8)], torch.float16
+    (row,) = comparison.compare(runner(1.0, 0.99, 0.0), runner(0.99, 1.0, 0.0), shapes, half)
+    assert row["equal"] == 1
+    for found in (runner(0.9, 1.0, 0.0), runner(float("nan"), 0.0, 0.0)):
+        with pytest.raises(InputError, match="differs from the task's"):
+            comparison.compare(runner(1.0, 0.9, 0.0), found, shapes, half)
+    labels = {"logits": torch.tensor([[1.0, 0.9, 0.0]]), "labels": torch.tensor([1])}
+    with pytest.raises(InputError, match="differs from the task's"):
+        comparison.compare(runner(1.0, 0.9, 0.0), lambda images: labels, shapes, half)
+
+
+def test_a_detector_stays_in_float32():
+    task = DetectionTask(["cat"], backbone="test_convnext", fpn_width=8, box_head_width=8)
+    with pytest.raises(InputError, match="--dtype bfloat16: a detector's boxes need float32"):
+        exported_network(task, torch.bfloat16)
 
 
 def test_a_size_below_the_least_and_dense_tasks_for_timm_have_their_line(tmp_path, capsys):
@@ -129,32 +208,88 @@ def test_a_size_below_the_least_and_dense_tasks_for_timm_have_their_line(tmp_pat
     assert "--format timm takes a classifier" in capsys.readouterr().err
 
 
-SLOW = [
-    # task, backbone, its arguments, size, format, words, shapes never seen
-    ("classifier", "test_overlock", {"focus_depths": (1, 1)}, 224, "onnx", (3, 3, 230, 250)),
-    ("segmenter", "test_convneur", {"depths": (1, 1, 1, 1)}, 64, "torch", (3, 3, 96, 70)),
-    ("detector", "test_convnext", {}, 96, "onnx", (1, 3, 131, 97)),
-    ("classifier", "test_convneur", {"depths": (1, 1, 1, 1)}, 64, "onnx", (3, 3, 71, 90)),
-    ("segmenter", "test_overlock", {"focus_depths": (1, 1)}, 224, "torch", (1, 3, 193, 224)),
-    ("detector", "test_convneur", {"depths": (1, 1, 1, 1)}, 96, "torch", (1, 3, 131, 97)),
-    ("segmenter", "test_convnext", {}, 64, "onnx", (3, 3, 97, 131)),
+OVERLOCK = ("test_overlock", {"focus_depths": (1, 1)})
+CONVNEUR = ("test_convneur", {"depths": (1, 1, 1, 1)})
+CONVNEXT = ("test_convnext", {})
+OPEN = "--dynamic --size"
+# The task and its backbone; for each format what is typed, and images that the file then takes: of
+# open sizes some that the export has never seen.
+MATRIX = [
+    (
+        *("classifier", *OVERLOCK),
+        {"onnx": (f"{OPEN} 224", (3, 3, 230, 250)), "torch": ("--size 64", (1, 3, 64, 64))},
+    ),
+    (
+        *("classifier", *CONVNEUR),
+        {"onnx": (f"{OPEN} 64", (3, 3, 71, 90)), "torch": ("--size 48", (1, 3, 48, 48))},
+    ),
+    (
+        *("classifier", *CONVNEXT),
+        {"onnx": ("--size 48x40", (1, 3, 48, 40)), "torch": (f"{OPEN} 64", (3, 3, 70, 90))},
+    ),
+    (
+        *("segmenter", *OVERLOCK),
+        {"onnx": ("--size 64", (1, 3, 64, 64)), "torch": (f"{OPEN} 224", (1, 3, 193, 224))},
+    ),
+    (
+        *("segmenter", *CONVNEUR),
+        {"onnx": ("--size 64", (1, 3, 64, 64)), "torch": (f"{OPEN} 64", (3, 3, 96, 70))},
+    ),
+    (
+        *("segmenter", *CONVNEXT),
+        {"onnx": (f"{OPEN} 64", (3, 3, 97, 131)), "torch": ("--size 64x80", (1, 3, 64, 80))},
+    ),
+    (
+        *("detector", *OVERLOCK),
+        {"onnx": ("--size 96", (1, 3, 96, 96)), "torch": ("--size 96x64", (1, 3, 96, 64))},
+    ),
+    (
+        *("detector", *CONVNEUR),
+        {"onnx": ("--size 96", (1, 3, 96, 96)), "torch": (f"{OPEN} 96", (1, 3, 131, 97))},
+    ),
+    (
+        *("detector", *CONVNEXT),
+        {"onnx": (f"{OPEN} 96", (1, 3, 131, 97)), "torch": ("--size 64", (1, 3, 64, 64))},
+    ),
 ]
+SUFFIXES = {"onnx": "onnx", "torch": "pt2"}
+
+
+def test_every_task_is_exported_from_every_family_in_every_format():
+    kinds = {(kind, backbone) for kind, backbone, _, _ in MATRIX}
+    backbones = ("test_overlock", "test_convneur", "test_convnext")
+    assert kinds == set(itertools.product(("classifier", "segmenter", "detector"), backbones))
+    assert all(set(formats) == {"onnx", "torch"} for *_, formats in MATRIX)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kind", "backbone", "arguments", "size", "file_format", "shape"),
-    SLOW,
-    ids=[f"{case[0]}-{case[1]}-{case[4]}" for case in SLOW],
+    ("kind", "backbone", "arguments", "formats"),
+    MATRIX,
+    ids=[f"{kind}-{backbone}" for kind, backbone, _, _ in MATRIX],
 )
-def test_open_sizes_without_this_package(
-    kind, backbone, arguments, size, file_format, shape, tmp_path
-):
-    make = getattr(trained_runs, kind)
-    run = make(tmp_path / "run", backbone, backbone_args=arguments)
-    path = tmp_path / f"net.{'onnx' if file_format == 'onnx' else 'pt2'}"
-    export(run, "--format", file_format, "--dynamic", "--size", size, "--output", path)
-    assert_agrees_alone(path, run, shape, tmp_path)
-    report = json.loads((tmp_path / f"{path.name}.json").read_text())
-    assert len(report["checks"]) == (2 if kind == "detector" else 4)
+def test_exported_files_agree_without_this_package(kind, backbone, arguments, formats, tmp_path):
+    run = getattr(trained_runs, kind)(tmp_path / "run", backbone, backbone_args=arguments)
+    shapes = {}
+    for name, (words, shape) in formats.items():
+        path = tmp_path / f"net.{SUFFIXES[name]}"
+        export(run, "--format", name, "--output", path, *words.split())
+        shapes[path] = shape
+        report = json.loads((tmp_path / f"{path.name}.json").read_text())
+        several = 2 if kind == "detector" else 4
+        assert len(report["checks"]) == (several if OPEN in words else 1)
+    assert_agree_alone(run, shapes)
+    if kind != "classifier":
+        assert main(["export", "--ckpt_path", str(run), "--format", "timm"]) == 2
+        return
+    folder = run / "export/timm"
+    export(run, "--format", "timm")
+    store_images(folder, (2, 3, 64, 64))
+    ours = backbone != "test_convnext"  # whose architecture timm does not bring
+    run_afresh(TIMM, *(["lightning_overlock"] if ours else []), folder)
+    task, loaded = lightning_overlock.load(run), np.load(f"{folder}.npz")
+    assert loaded["names"].tolist() == task.class_names
+    with torch.no_grad():
+        expected = task.model(torch.from_numpy(np.load(f"{folder}.npy")))
+    np.testing.assert_allclose(loaded["logits"], expected.numpy(), rtol=0, atol=1e-6)
