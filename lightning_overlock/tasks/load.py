@@ -48,8 +48,7 @@ def task_of(checkpoint: dict[str, Any], path: Path) -> BaseTask:
             "Expected a checkpoint written by `lightning fit`."
         )
     config = checkpoint_config(checkpoint, str(path))
-    module, _, name = config["model"]["class_path"].rpartition(".")
-    task_class: type[BaseTask] = getattr(importlib.import_module(module), name)
+    task_class = _task_class(config, path)
     # Lightning's CLI adds entries of its own; compiling gains nothing in a few predictions.
     stored = checkpoint["hyper_parameters"].items()
     arguments = {name: value for name, value in stored if not name.startswith("_")}
@@ -66,6 +65,30 @@ def task_of(checkpoint: dict[str, Any], path: Path) -> BaseTask:
         data.load_prediction_state(checkpoint["data"])
     task.image_transform = data.image_transform(task.data_config)
     return task.eval()
+
+
+def _task_class(config: dict[str, Any], path: Path) -> type[BaseTask]:
+    """Return the class of the task in a checkpoint's configuration.
+
+    Raises:
+        InputError: It is of another package, or is not installed here.
+    """
+    class_path = str(config["model"].get("class_path"))
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):  # the last for a name without a module
+        found = None
+    data = config.get("data")
+    if not (isinstance(found, type) and issubclass(found, BaseTask)):
+        reason = f"its task, {class_path}, is none of this package or is not installed here"
+    elif not (isinstance(data, dict) and "class_path" in data):
+        reason = "its configuration names no data"
+    else:
+        return found
+    raise InputError(
+        f"--ckpt_path {path}: {reason}.\nExpected a checkpoint written by `lightning fit`."
+    )
 
 
 def data_of(config: dict[str, Any]) -> LightningDataModule:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 
 from lightning_overlock.cli.main import main
 from lightning_overlock.export import options
@@ -31,6 +33,12 @@ from lightning_overlock.export import options
         ("--ckpt_path text.ckpt --format torch", "this file is no checkpoint"),
         ("--ckpt_path other.ckpt --format torch", "no Lightning checkpoint"),
         ("--ckpt_path alien.ckpt --format torch", "found no configuration inside"),
+        ("--ckpt_path boring.ckpt --format torch", "BoringModel, is none of this package"),
+        ("--ckpt_path gone.ckpt --format timm", "no_such_package.Task, is none of this package"),
+        ("--ckpt_path nameless.ckpt --format onnx", "None, is none of this package"),
+        ("--ckpt_path dataless.ckpt --format torch", "its configuration names no data"),
+        ("--ckpt_path list.ckpt --format torch", "list.ckpt"),
+        ("--ckpt_path model.safetensors --format torch", "Expected one written by `lightning fit`"),
     ],
 )
 def test_a_mistake_has_its_line(line, words, workplace, capsys):
@@ -40,6 +48,18 @@ def test_a_mistake_has_its_line(line, words, workplace, capsys):
     torch.save({"weight": torch.zeros(2)}, workplace / "other.ckpt")
     alien = {"pytorch-lightning_version": "2.6.6", "state_dict": {"w": torch.zeros(2)}}
     torch.save(alien, workplace / "alien.ckpt")
+    data = {"class_path": "lightning_overlock.data.DigitsDataModule"}
+    ours = "lightning_overlock.tasks.ClassificationTask"
+    for name, config in (
+        ("boring", {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}}),
+        ("gone", {"model": {"class_path": "no_such_package.Task"}, "data": data}),
+        ("nameless", {"model": {}, "data": data}),
+        ("dataless", {"model": {"class_path": ours}}),
+        ("list", ["model"]),
+    ):
+        stored = {"config": yaml.safe_dump(config), "hyper_parameters": {"class_names": ["a"]}}
+        torch.save(alien | stored, workplace / f"{name}.ckpt")
+    save_file({"weight": torch.zeros(2)}, workplace / "model.safetensors")
     before = sorted(workplace.iterdir())
     assert main(["export", *line.split()]) == 2
     message = capsys.readouterr().err
