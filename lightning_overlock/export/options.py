@@ -48,6 +48,12 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         )
     args.ckpt_path = checkpoint_in(args.ckpt_path)
     require_checkpoint(args.ckpt_path)
+    suffix = Path(FORMATS[args.format]).suffix
+    if args.output and suffix and args.output.suffix != suffix:
+        raise InputError(
+            f"--output {args.output}: expected a name that ends in {suffix}, by which the file is "
+            "known to torch and to `lightning bench --exported`"
+        )
     if args.output is None:
         run = folder_of(args.ckpt_path) or args.ckpt_path.parent
         args.output = run / "export" / FORMATS[args.format]

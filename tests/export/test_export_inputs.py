@@ -27,8 +27,13 @@ from lightning_overlock.export import options
         ("--ckpt_path a.ckpt --format timm --dynamic", "of use with onnx and torch"),
         ("--ckpt_path a.ckpt --format onnx --dtype bfloat16", "expected float16"),
         ("--ckpt_path . --format torch", "this folder holds no checkpoints/last.ckpt"),
-        ("--ckpt_path text.ckpt --format torch --output there", "there: this exists already"),
-        ("--ckpt_path text.ckpt --format torch --output x", "x.json: this exists already"),
+        (
+            "--ckpt_path text.ckpt --format torch --output there.pt2",
+            "there.pt2: this exists already",
+        ),
+        ("--ckpt_path text.ckpt --format torch --output x.pt2", "x.pt2.json: this exists already"),
+        ("--ckpt_path text.ckpt --format torch --output x", "expected a name that ends in .pt2"),
+        ("--ckpt_path text.ckpt --format onnx --output x.pt2", "that ends in .onnx, by which"),
         ("--ckpt_path a.ckpt --format torch", "a.ckpt: this file does not exist"),
         ("--ckpt_path text.ckpt --format torch", "this file is no checkpoint"),
         ("--ckpt_path other.ckpt --format torch", "no Lightning checkpoint"),
@@ -42,8 +47,8 @@ from lightning_overlock.export import options
     ],
 )
 def test_a_mistake_has_its_line(line, words, workplace, capsys):
-    (workplace / "there").write_text("")
-    (workplace / "x.json").write_text("")
+    (workplace / "there.pt2").write_text("")
+    (workplace / "x.pt2.json").write_text("")
     (workplace / "text.ckpt").write_text("no zip file")
     torch.save({"weight": torch.zeros(2)}, workplace / "other.ckpt")
     alien = {"pytorch-lightning_version": "2.6.6", "state_dict": {"w": torch.zeros(2)}}
