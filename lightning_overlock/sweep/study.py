@@ -186,12 +186,15 @@ class Study:
         search = self.sweep.search
         if search is None:
             return False
-        # Samplers start with the same numbers in every process: each trial has its own seed, but
-        # for quasi-random numbers, which are counted in the study.
-        seed = self.sweep.seeds[0] + (0 if search.sampler == "qmc" else len(trials))
+        # Samplers start with the same numbers in every process: each trial has its own seed.
+        first = self.sweep.seeds[0]
+        options: dict[str, Any] = {"seed": first + len(trials)}
+        if search.sampler == "qmc":
+            # Quasi-random numbers are counted in the study. Until a trial has ended there are none.
+            options = {"seed": first, "independent_sampler": samplers.RandomSampler(**options)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.optuna.sampler = SAMPLERS[search.sampler](seed=seed)
+            self.optuna.sampler = SAMPLERS[search.sampler](**options)
         self.optuna.pruner = PRUNERS[search.pruner]()
         return len(by_folder(trials)) < search.trials
 

@@ -361,6 +361,16 @@ def test_a_search_that_goes_on_does_not_draw_the_same_numbers_again():
     assert len({trial.params["model.x"] for trial in trials}) == 4
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_trials_taken_before_one_has_ended_do_not_draw_the_same_numbers(sampler):
+    sweep = sweep_of(search=search_of(trials=3, sampler=sampler))
+    storage = open_storage("sqlite:///early.db")
+    Study(sweep, storage, "early", create=True).reconcile()
+    # Each worker has a study, and so a sampler, of its own.
+    claims = [Study(sweep, storage, "early").take(Request()) for _ in range(3)]
+    assert len({claim.trial.params["model.x"] for claim in claims}) == 3
+
+
 def test_a_failed_trial_of_a_search_keeps_its_parameters_and_folder():
     trials = run(sweep_of(options={"fake.crash": 1}, search=search_of(trials=2)))
     assert [trial.state.name for trial in trials].count("COMPLETE") == 2
