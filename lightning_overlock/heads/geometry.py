@@ -41,7 +41,8 @@ class Anchors(AnchorGenerator):
 
     def __init__(self, scale: float, strides: Sequence[int], geometry: Geometry) -> None:
         self.exact = geometry == "mmdetection"
-        super().__init__(tuple((scale * stride,) for stride in strides), (RATIOS,) * len(strides))
+        sizes = tuple((scale * stride,) for stride in strides)
+        super().__init__(sizes, (RATIOS,) * len(sizes))  # type: ignore[no-untyped-call]
         self.strides = tuple(strides)
 
     def generate_anchors(
@@ -129,6 +130,8 @@ class AlignedTransform(GeneralizedRCNNTransform):
     Sizes are rounded to the nearest pixel (torchvision: down), and a mask is laid into its box as
     it is, to the fraction of a pixel (torchvision: into the whole pixels of the box).
     """
+
+    min_size: Any  # a sequence, whatever torchvision's annotation says
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None

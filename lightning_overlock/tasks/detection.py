@@ -177,7 +177,7 @@ class DetectionTask(BaseTask):
             geometry=hparams["geometry"],
         )
 
-    def rename_heads(self, weights: Mapping[str, Tensor]) -> Renamed:  # type: ignore[override]
+    def rename_heads(self, weights: Mapping[str, Tensor]) -> Renamed:
         """Return the heads of a released detector among a file's weights, by our names."""
         heads = released_heads(weights)
         if heads and self.hparams["geometry"] != "mmdetection":
