@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,7 +74,10 @@ def read_exported(path: Path) -> ExportedFile:
     _require_ours(path, metadata)
     import torchvision  # noqa: F401  detectors have its operations
 
-    program = torch.export.load(path)
+    with warnings.catch_warnings():
+        # Torch 2.11 reads the weights of a program as buffers that it does not write to.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        program = torch.export.load(path)
     count = sum(parameter.numel() for _, parameter in program.named_parameters())
     runner = as_runner(program.module(), metadata["outputs"].split(", "))
     return ExportedFile(runner, metadata, count)
