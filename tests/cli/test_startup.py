@@ -32,6 +32,7 @@ LINES = {
     "data --help": 0,
     "data convert --help": 0,
     "data convert voc --to coco --root nowhere --output out": 2,
+    "data optimize nowhere --output out": 2,
     "bench test_overlock --json no/such/folder.json": 2,
 }
 COMMANDS = f"""

@@ -22,6 +22,7 @@ FOLDER = (
     "fit --model ClassificationTask --data ImageFolderDataModule --data.num_workers=0"
     " --data.batch_size=2"
 )
+SHARDS = "fit --model ClassificationTask --data StreamingDataModule --data.num_workers=0"
 MASKS = (
     "fit --config segmentation_quickstart --data SegmentationFolderDataModule"
     " --model.class_weights=null --data.batch_size=1 --data.crop_size=64 --data.num_workers=0"
@@ -430,6 +431,16 @@ MORE = [
     ("data convert voc --to coco --root . --output out --image link", "--images"),
     ("data convert voc --to coco --root . --output out --cut_validation 2", "cut_validation"),
     ("data convert yolo --to masks --root . --output out", "classes.txt"),
+    ("data optimize", "required: FOLDER, --output"),
+    ("data optimise . --output out", "Did you mean 'optimize'?"),
+    ("data optimize nowhere --output out", "this is no folder"),
+    ("data optimize . --output {classes}", "there is something already"),
+    ("data optimize . --output az://bucket/set", "expected a folder, s3://… or gs://…"),
+    ("data optimize . --output out --chunk_mb 0", "chunk_mb"),
+    ("data optimize . --output out --num_workers 0", "num_workers"),
+    (f"{SHARDS}", "data.root"),
+    (f"{SHARDS} --data.root=nowhere", "'nowhere' is no folder"),
+    (f"{SHARDS} --data.root={{classes}}", "nothing of the split 'train'"),
     ("bench", "nothing to measure"),
     ("bench resnt18", "resnt18"),
     ("bench test_overlock --batch-size 0", "--batch-size"),

@@ -5,7 +5,7 @@ import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 GOOGLE = re.compile(r"/(?:download/)?storage/v1/b/([^/]+)/o/([^/]+)$")
 
@@ -21,7 +21,14 @@ class Handler(BaseHTTPRequestHandler):
         google = GOOGLE.fullmatch(path)
         key = f"{google[1]}/{unquote(google[2])}" if google else unquote(path[1:])
         content = self.server.objects.get(key)
-        if content is None:
+        if "list-type=2" in query:
+            begun = f"{key}/{parse_qs(query)['prefix'][0]}"
+            keys = [
+                name.partition("/")[2] for name in self.server.objects if name.startswith(begun)
+            ]
+            found = "".join(f"<Contents><Key>{name}</Key></Contents>" for name in keys)
+            self.answer(200, f"<ListBucketResult>{found}</ListBucketResult>".encode())
+        elif content is None:
             self.answer(404, b"" if google else b"<Error><Code>NoSuchKey</Code></Error>")
         elif google and "alt=media" not in query:
             about = {"name": key.partition("/")[2], "bucket": google[1], "size": len(content)}

@@ -470,8 +470,7 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_nodes_do_together_what_one_process_does(made, kind, tmp_path):
+def test_two_nodes_do_together_what_one_process_does(made, tmp_path):
     tests = str(TWO_NODES.parents[1])
     plain = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
     for nodes in (1, 2):
@@ -486,7 +485,7 @@ def test_two_nodes_do_together_what_one_process_does(made, kind, tmp_path):
         }
         started = [
             subprocess.Popen(
-                [sys.executable, str(TWO_NODES), str(made / kind), str(tmp_path), str(nodes)],
+                [sys.executable, str(TWO_NODES), str(made / "chunks"), str(tmp_path), str(nodes)],
                 env={**plain, **together, "RANK": str(node), "GROUP_RANK": str(node)},
             )
             for node in range(nodes)
