@@ -23,11 +23,10 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.objects.get(key)
         if "list-type=2" in query:
             begun = f"{key}/{parse_qs(query)['prefix'][0]}"
-            keys = [
-                name.partition("/")[2] for name in self.server.objects if name.startswith(begun)
-            ]
-            found = "".join(f"<Contents><Key>{name}</Key></Contents>" for name in keys)
-            self.answer(200, f"<ListBucketResult>{found}</ListBucketResult>".encode())
+            names = [name for name in self.server.objects if name.startswith(begun)]
+            entries = [f"<Contents><Key>{n.partition('/')[2]}</Key></Contents>" for n in names]
+            entries.append(f"<KeyCount>{len(names)}</KeyCount>")
+            self.answer(200, f"<ListBucketResult>{''.join(entries)}</ListBucketResult>".encode())
         elif content is None:
             self.answer(404, b"" if google else b"<Error><Code>NoSuchKey</Code></Error>")
         elif google and "alt=media" not in query:
@@ -80,7 +79,7 @@ def fake_store(objects):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.objects, server.read = objects, 0
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
