@@ -125,6 +125,10 @@ class StreamingDataModule(TimmTransformsDataModule):
         self, root: str = "", class_names: list[str] | str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if "://" in root and not is_remote(root):
+            raise InputError(
+                f"data.root is '{printable(root)}'\nexpected a folder, s3://BUCKET/… or gs://BUCKET/…"
+            )
         self.root = root.rstrip("/") if is_remote(root) else str(Path(root).expanduser())
         self._root_given = bool(root)
         self.given_names = class_names

@@ -439,6 +439,7 @@ MORE = [
     ("data optimize . --output out --chunk_mb 0", "chunk_mb"),
     ("data optimize . --output out --num_workers 0", "num_workers"),
     (f"{SHARDS}", "data.root"),
+    (f"{SHARDS} --data.root=az://bucket/set", "expected a folder, s3://BUCKET/…"),
     (f"{SHARDS} --data.root=nowhere", "'nowhere' is no folder"),
     (f"{SHARDS} --data.root={{classes}}", "nothing of the split 'train'"),
     ("bench", "nothing to measure"),
