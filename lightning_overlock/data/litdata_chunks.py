@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_overlock.errors import InputError, printable
 
@@ -118,7 +119,7 @@ class LitDataChunks:
     """
 
     kind = "chunks"
-    labels = None
+    labels: NDArray[np.int64] | None = None
 
     def __init__(self, address: str) -> None:
         require_litdata()

@@ -6,7 +6,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -180,7 +180,7 @@ def _numbers(words: Sequence[str]) -> list[int] | None:
         return None
 
 
-def _read_index(shards: Sequence[Path], split: str) -> dict[str, NDArray[np.generic]]:
+def _read_index(shards: Sequence[Path], split: str) -> dict[str, NDArray[Any]]:
     """Return the index of shards: as it was kept, or a new one."""
     path = shards[0].parent / INDEX_FILE.format(split=split)
     try:
@@ -199,7 +199,7 @@ def _read_index(shards: Sequence[Path], split: str) -> dict[str, NDArray[np.gene
     found = [list(_samples(shard, left_out)) for shard in shards]
     samples = [sample for of_shard in found for sample in of_shard]
     counts = {reason: (n, left_out.first[reason]) for reason, n in left_out.counts.items()}
-    index: dict[str, NDArray[np.generic]] = {
+    index: dict[str, NDArray[Any]] = {
         "made_of": made_of,
         "shard": np.repeat(np.arange(len(found)), [len(of_shard) for of_shard in found]),
         "offset": np.array([sample.place.offset for sample in samples], dtype=np.int64),
@@ -212,7 +212,7 @@ def _read_index(shards: Sequence[Path], split: str) -> dict[str, NDArray[np.gene
     return index
 
 
-def _keep(index: dict[str, NDArray[np.generic]], path: Path) -> None:
+def _keep(index: dict[str, NDArray[Any]], path: Path) -> None:
     """Write an index whole, in the place of another process's; without one it is made again."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with contextlib.suppress(OSError):

@@ -2,11 +2,11 @@
 
 python tests/data/measure_reading.py FOLDER [IMAGES] [WORKERS]
 
-FOLDER must be empty or not there. Makes IMAGES (default: 4,000) JPEGs of 500 x 375 pixels (65 kB each), as
-most of ImageNet's are, converts them with `lightning data optimize` and to WebDataset's
-shards of 1,000, and reads each in a training's order with its augmentation (WORKERS, default: what
-the data module takes), and once the bytes alone. Files are read five times in turn; the first pass
-is thrown away, so that all are in the file system's cache, as far as it reaches.
+FOLDER must be empty or not there. Makes IMAGES (default: 4,000) JPEGs of 500 x 375 pixels, 65 kB
+each, converts them with `lightning data optimize` and to WebDataset's shards of 1,000, and reads
+each in a training's order with its augmentation (WORKERS, default: what the data module takes), and
+once the bytes alone. All are read five times in turn; the first pass is thrown away, so that files
+are in the system's cache, as far as it reaches.
 """
 
 import statistics
