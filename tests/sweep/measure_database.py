@@ -68,7 +68,7 @@ def main():
     print("seconds, median and worst")
     print(f"{'workers':>8}  " + "  ".join(f"{step:>16}" for step in STEPS))
     for workers in (1, 8, 16, 32, 64):
-        with postgres(fsync=True) as url:
+        with postgres(fsync=True, connections=400) as url:
             trials = 3 * workers
             Study(sweep_of(trials), open_storage(url), "s-p", create=True).reconcile()
             words = [str(trials), str(max(1, workers // PROCESSES))]

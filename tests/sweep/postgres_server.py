@@ -12,11 +12,12 @@ from pathlib import Path
 
 
 @contextmanager
-def postgres(fsync: bool = False) -> Iterator[str]:
+def postgres(fsync: bool = False, connections: int = 100) -> Iterator[str]:
     """Start a server on a free port, and stop it at the end.
 
     Args:
         fsync: Whether what is written is on the disk before it counts as written.
+        connections: The most that it takes at a time.
 
     Yields:
         The URL of its database.
@@ -56,6 +57,7 @@ def postgres(fsync: bool = False) -> Iterator[str]:
         )
 
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+    options += f" -c max_connections={connections}"
     options += "" if fsync else " -c fsync=off"
     call("initdb", "-A", "trust", "-U", "me", "--no-sync")
     call("pg_ctl", "-w", "-o", options, "-l", folder / "log", "start")
