@@ -171,3 +171,10 @@ def test_submitted_workers_fork_as_the_command_does():
         args = parse(["submit", "s", *words])
         script = submit.job_script(args, "s-p", Path("runs/s-p"), 0)
         assert ("--fresh" in script) == expected
+
+
+@pytest.mark.slow
+def test_the_warm_process_ends_in_silence():
+    words = [sys.executable, "-c", "import lightning_overlock.sweep.warm_imports"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == "", "libraries count what is left, also what is frozen"
