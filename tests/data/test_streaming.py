@@ -16,8 +16,7 @@ from data.fake_store import fake_store
 from data.shards import CLASSES, add, write_folder, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import stops
-from runs.stops import Plan, Stop, differences
+from runs.stops import Plan, Stop, differences, load, result, train
 from shared import printed_config, truncate
 from torch import nn
 
@@ -27,6 +26,8 @@ from lightning_overlock.data.litdata_chunks import LitDataChunks
 from lightning_overlock.data.loading import Key
 from lightning_overlock.data.tar_shards import TarShards
 from lightning_overlock.errors import InputError
+from lightning_overlock.runs.layout import LAST
+from lightning_overlock.tasks import ClassificationTask
 
 SMALL = {"image_size": 16, "batch_size": 2, "num_workers": 0}
 KINDS = ["chunks", "shards"]
@@ -182,7 +183,7 @@ class Network(nn.Sequential):
     pretrained_cfg = {}  # noqa: RUF012 - as timm's models have
 
 
-class Task(stops.ClassificationTask):
+class Task(ClassificationTask):
     def build_model(self, num_classes):
         layers = nn.Linear(3 * 16 * 16, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 3)
         return Network(nn.Flatten(), *layers)
@@ -194,20 +195,20 @@ def test_a_run_that_is_stopped_amid_an_epoch_ends_as_one_that_was_not(
     made, kind, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
-    monkeypatch.setattr(stops, "Task", Task)
+    monkeypatch.setattr("runs.stops.Task", Task)
     monkeypatch.setattr(
-        stops, "Points", lambda batches: StreamingDataModule(str(made / kind), **SMALL)
+        "runs.stops.Points", lambda batches: StreamingDataModule(str(made / kind), **SMALL)
     )
     plan = Plan(epochs=2, batches=7)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    stops.train(tmp_path / "whole", plan)
+    train(tmp_path / "whole", plan)
     for stop in (Stop("signal", 4), Stop("steps", 10)):
-        stops.train(tmp_path / "stopped", plan, stop)
-        position = stops.load(tmp_path / "stopped" / stops.LAST)["global_step"]
+        train(tmp_path / "stopped", plan, stop)
+        position = load(tmp_path / "stopped" / LAST)["global_step"]
         assert position % 7 > 0  # amid an epoch
-    stops.train(tmp_path / "stopped", plan)
-    found, expected = (stops.result(tmp_path / name) for name in ("stopped", "whole"))
+    train(tmp_path / "stopped", plan)
+    found, expected = (result(tmp_path / name) for name in ("stopped", "whole"))
     assert not list(differences(found, expected))
 
 
