@@ -133,4 +133,4 @@ def test_the_network_stands_large_activations(training, dtype):
         losses.append(loss.item())
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     assert max(loudest) > 5e3
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] == pytest.approx(losses[0], rel=0.04)
