@@ -4,6 +4,12 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the test that takes eight minutes, or one process waits for it at the end."""
+    longest = "test_every_command_runs_in_the_order_of_the_pages"
+    items.sort(key=lambda item: item.name != longest)
+
+
 @pytest.fixture(autouse=True)
 def deterministic_is_off_again():
     """What a Trainer with `deterministic=True` leaves on in its process."""

@@ -262,12 +262,27 @@ def test_every_task_is_exported_from_every_family_in_every_format():
     assert all(set(formats) == {"onnx", "torch"} for *_, formats in MATRIX)
 
 
-@pytest.mark.slow
+# Each takes a minute or more; every task and format is in one of the slow ones, and ConvNeur, whose
+# take two to three, in test_open_sizes.py.
+SLOW = {
+    ("classifier", "test_convnext"),
+    ("segmenter", "test_overlock"),
+    ("segmenter", "test_convnext"),
+    ("detector", "test_overlock"),
+}
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "backbone", "arguments", "formats"),
-    MATRIX,
-    ids=[f"{kind}-{backbone}" for kind, backbone, _, _ in MATRIX],
+    [
+        pytest.param(
+            *row,
+            id=f"{row[0]}-{row[1]}",
+            marks=pytest.mark.slow if row[:2] in SLOW else pytest.mark.long,
+        )
+        for row in MATRIX
+    ],
 )
 def test_exported_files_agree_without_this_package(kind, backbone, arguments, formats, tmp_path):
     run = getattr(trained_runs, kind)(tmp_path / "run", backbone, backbone_args=arguments)
