@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import logging
 import os
 import shutil
 import signal
@@ -103,6 +104,8 @@ def test_every_image_has_a_row_and_a_broken_one_costs_a_line(
     (tmp_path / "new/html.png").write_text("<html>")
     save(tmp_path / "new/large.png", np.zeros((100, 100), np.uint8))
     (tmp_path / "new/notes.txt").touch()
+    # Lightning's logger has a handler of its own where none was there when it was imported.
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
     with caplog.at_level("INFO"):
         assert predict(classifier, tmp_path / "new", "--data.max_image_pixels=9999") == 0
     found = rows(classifier)
