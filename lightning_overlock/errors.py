@@ -3,6 +3,7 @@
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class InputError(Exception):
@@ -38,6 +39,24 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def require_extra(extra: str, modules: Iterable[str], needing: str) -> None:
+    """Refuse to go on without what an extra of this package brings.
+
+    Args:
+        extra: Its name.
+        modules: What it brings that is needed.
+        needing: How the message begins, to which the modules that are missing are the object.
+
+    Raises:
+        InputError: One is not installed.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise InputError(
+            f"{needing} {', '.join(missing)}, not installed here.\n"
+            f"Install the extra: pip install 'lightning-overlock[{extra}]'"
+        )
 
 
 def printable(name: object) -> str:

@@ -30,6 +30,11 @@ def read_text(path: Path, typed: str) -> str:
         raise InputError(f"{typed}: this file cannot be read ({error.strerror}).") from None
 
 
+def is_remote(address: str) -> bool:
+    """Tell whether an address is that of a store of objects, not of a folder."""
+    return address.startswith(("s3://", "gs://"))
+
+
 def require_writable(folder: Path, hint: str) -> None:
     """Make sure that files can be written into a folder, which may not be there yet.
 

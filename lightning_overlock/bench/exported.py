@@ -23,7 +23,7 @@ Runner = Callable[[Tensor], Outputs]
 INPUT = "images"
 # The name of the metadata inside a program's file.
 METADATA = "lightning_overlock.json"
-ONNX, PROGRAM = ".onnx", ".pt2"
+ONNX = ".onnx"
 # What is read of the metadata here; each value is a text, that of all but "outputs" in JSON.
 KEYS = ("outputs", "size", "open", "least_size")
 

@@ -2,11 +2,10 @@
 
 import argparse
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_overlock.arguments import CommandParser, folder_path, image_size
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import InputError, did_you_mean, require_extra
 from lightning_overlock.files import require_file_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_1, check_ranges
 
@@ -226,11 +225,8 @@ def _check_exported(args: argparse.Namespace) -> None:
     files = [path for path in args.exported if path.is_file()]
     if not files:
         return
-    if any(path.suffix == ".onnx" for path in files) and find_spec("onnxruntime") is None:
-        raise InputError(
-            "--exported: .onnx files need onnxruntime, not installed here.\n"
-            "Install the extra: pip install 'lightning-overlock[export]'"
-        )
+    if any(path.suffix == ".onnx" for path in files):
+        require_extra("export", ["onnxruntime"], "--exported: .onnx files need")
     for option, wrong, reason in (
         ("--device", args.device not in (None, "cpu"), "on the CPU"),
         ("--dtype", args.dtype != "float32", "in the type that they were exported in"),

@@ -1,13 +1,12 @@
 """What is typed after `lightning data`: read and checked without torch."""
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_overlock.arguments import CommandParser, folder_path
-from lightning_overlock.errors import InputError, printable
-from lightning_overlock.files import require_writable
+from lightning_overlock.errors import InputError, printable, require_extra
+from lightning_overlock.files import is_remote, require_writable
 from lightning_overlock.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, check_ranges
 
 if TYPE_CHECKING:
@@ -75,11 +74,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 def _check_optimize(args: argparse.Namespace) -> argparse.Namespace:
     ranges = {"chunk_mb": ABOVE_0, "num_workers": AT_LEAST_1, "data.max_left_out": SHARE}
     check_ranges("", vars(args), ranges)
-    if find_spec("litdata") is None:
-        raise InputError(
-            "data optimize: it needs litdata, not installed here.\n"
-            "Install the extra: pip install 'lightning-overlock[streaming]'"
-        )
+    require_extra("streaming", ["litdata"], "data optimize: it needs")
     if not args.root.is_dir():
         raise InputError(
             f"{printable(args.root)}: this is no folder.\nExpected one with train/ and val/, each "
@@ -88,7 +83,7 @@ def _check_optimize(args: argparse.Namespace) -> argparse.Namespace:
     if "://" not in args.output:
         args.output = str(folder_path(args.output))
         _require_new_folder(Path(args.output))
-    elif not args.output.startswith(("s3://", "gs://")):
+    elif not is_remote(args.output):
         raise InputError(f"--output {args.output}: expected a folder, s3://… or gs://….")
     args.output = args.output.rstrip("/")
     return args

@@ -4,38 +4,19 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_overlock.errors import InputError, printable
+from lightning_overlock.errors import InputError, printable, require_extra
+from lightning_overlock.files import is_remote
 
 INDEX_FILE = "index.json"
-SCHEMES = ("s3://", "gs://")
 # The bytes of an image file, its label and its name. LitData writes dictionaries of plain values as
 # Arrow's record batches, of which no single one can be read.
 Item = tuple[bytes, int, str]
-
-
-def is_remote(address: str) -> bool:
-    """Tell whether an address is that of a store of objects."""
-    return address.startswith(SCHEMES)
-
-
-def require_litdata() -> None:
-    """Refuse to go on without LitData.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    if find_spec("litdata") is None:
-        raise InputError(
-            "LitData's chunks need litdata, not installed here\n"
-            "Install the extra: pip install 'lightning-overlock[streaming]'"
-        )
 
 
 def fetch_text(address: str) -> str | None:
@@ -80,7 +61,7 @@ def put_text(address: str, content: str) -> None:
 
 
 def _store(address: str) -> Any:
-    require_litdata()
+    require_extra("streaming", ["litdata"], "LitData's chunks need")
     from litdata.streaming.fs_provider import _get_fs_provider
 
     try:
@@ -122,7 +103,7 @@ class LitDataChunks:
     labels: NDArray[np.int64] | None = None
 
     def __init__(self, address: str) -> None:
-        require_litdata()
+        require_extra("streaming", ["litdata"], "LitData's chunks need")
         self.folder = address
         text = fetch_text(f"{address}/{INDEX_FILE}")
         if text is None:

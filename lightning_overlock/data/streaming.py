@@ -16,11 +16,12 @@ from lightning_overlock.data.base import Split
 from lightning_overlock.data.class_names import check_class_names, read_class_names
 from lightning_overlock.data.images import MAX_PIXELS, ImageFiles, listing, read_image
 from lightning_overlock.data.left_out import refuse_if_too_many
-from lightning_overlock.data.litdata_chunks import INDEX_FILE, LitDataChunks, fetch_text, is_remote
+from lightning_overlock.data.litdata_chunks import INDEX_FILE, LitDataChunks, fetch_text
 from lightning_overlock.data.loading import Key, global_seed, seeded
 from lightning_overlock.data.tar_shards import TarShards, class_names_of
 from lightning_overlock.data.timm_transforms import TimmTransformsDataModule
 from lightning_overlock.errors import InputError, printable
+from lightning_overlock.files import is_remote
 
 CLASSES_FILE = "classes.txt"
 # What data sets on the hub call their splits.

@@ -1,11 +1,10 @@
 """What is typed after `lightning export`: read and checked without torch."""
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_overlock.arguments import CommandParser, image_size
-from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.errors import InputError, did_you_mean, require_extra
 from lightning_overlock.files import require_writable
 from lightning_overlock.runs.checkpoint import checkpoint_in, require_checkpoint
 from lightning_overlock.runs.layout import folder_of
@@ -41,11 +40,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         )
     if args.format == "onnx" and args.dtype == "bfloat16":
         raise InputError("--dtype bfloat16: onnxruntime has no kernels of it; expected float16")
-    if args.format == "onnx" and (missing := [n for n in ONNX_PACKAGES if find_spec(n) is None]):
-        raise InputError(
-            f"--format onnx needs {', '.join(missing)}, not installed here.\n"
-            "Install the extra: pip install 'lightning-overlock[export]'"
-        )
+    if args.format == "onnx":
+        require_extra("export", ONNX_PACKAGES, "--format onnx needs")
     args.ckpt_path = checkpoint_in(args.ckpt_path)
     require_checkpoint(args.ckpt_path)
     suffix = Path(FORMATS[args.format]).suffix

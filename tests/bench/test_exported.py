@@ -206,7 +206,7 @@ def write_foreign(path, source):
 
 def test_onnxruntime_is_asked_for_where_it_is_missing(files, monkeypatch):
     folder, _ = files
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_overlock.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"need onnxruntime, .*\n.*lightning-overlock\[export\]"):
         options.read_options(["--exported", str(folder / "fixed.onnx")])
     assert options.read_options(["--exported", str(folder / "open.pt2")]).device == "cpu"

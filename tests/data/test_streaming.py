@@ -16,7 +16,7 @@ from data.fake_store import fake_store
 from data.shards import CLASSES, add, write_folder, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.stops import Plan, Stop, differences, load, result, train
+from runs.stops import Network, Plan, Stop, differences, load, result, train
 from shared import printed_config, truncate
 from torch import nn
 
@@ -154,8 +154,7 @@ def test_optimize_writes_over_nothing(made, capsys):
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_missing_extra_is_named(made, missing, monkeypatch, capsys):
     if missing:
-        for room in ("data.litdata_chunks", "convert.options"):
-            monkeypatch.setattr(f"lightning_overlock.{room}.find_spec", lambda name: None)
+        monkeypatch.setattr("lightning_overlock.errors.find_spec", lambda name: None)
         with pytest.raises(InputError) as error:
             StreamingDataModule(str(made / "chunks"))
         assert "pip install 'lightning-overlock[streaming]'" in message(error)
@@ -177,10 +176,6 @@ def test_the_recipe_of_imagenet_takes_it_by_name(made, capsys):
 
 
 # Continuing
-
-
-class Network(nn.Sequential):
-    pretrained_cfg = {}  # noqa: RUF012 - as timm's models have
 
 
 class Task(ClassificationTask):
@@ -357,7 +352,7 @@ def test_a_shard_that_was_cut_off_anywhere_is_named_or_whole(size):
         try:
             shards = TarShards([path], "train")
         except InputError as error:
-            assert str(path) in str(error)  # noqa: PT017 - or it is whole
+            assert str(path) in str(error)  # noqa: PT017 - of a cut in its end it is whole
             return
         shards.set_classes(["a", "b", "c"])
         assert [shards.read(index) for index in range(len(shards))] == expected

@@ -10,7 +10,6 @@ import yaml
 from safetensors.torch import save_file
 
 from lightning_overlock.cli.main import main
-from lightning_overlock.export import options
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_what_the_extra_brings_is_named_where_it_is_missing(monkeypatch, workpla
     def find_spec(name):
         return None if name == "onnxruntime" else importlib.util.find_spec(name)
 
-    monkeypatch.setattr(options, "find_spec", find_spec)
+    monkeypatch.setattr("lightning_overlock.errors.find_spec", find_spec)
     assert main(["export", "--ckpt_path", "a.ckpt", "--format", "onnx"]) == 2
     assert "onnxruntime, not installed here" in (message := capsys.readouterr().err)
     assert "pip install 'lightning-overlock[export]'" in message
