@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_overlock.bench.measure import Step
@@ -42,7 +42,7 @@ class ExportedFile(NamedTuple):
     parameters: int | None
 
 
-def as_runner(network: nn.Module, names: Sequence[str]) -> Runner:
+def as_runner(network: Callable[[Tensor], Any], names: Sequence[str]) -> Runner:
     """Return a network as a function with named outputs."""
 
     def run(images: Tensor) -> Outputs:
@@ -54,7 +54,7 @@ def as_runner(network: nn.Module, names: Sequence[str]) -> Runner:
 
 
 def read_exported(path: Path) -> ExportedFile:
-    """Return a `.onnx` or `.pt2` file as a function.
+    """Return a `.onnx` or `.pt2` file (a program, or a package of AOTInductor) as a function.
 
     Raises:
         InputError: It is damaged, was not written by `lightning export`, or cannot be run here.
@@ -74,13 +74,23 @@ def read_exported(path: Path) -> ExportedFile:
     _require_ours(path, metadata)
     import torchvision  # noqa: F401  detectors have its operations
 
+    names = metadata["outputs"].split(", ")
+    if _is_compiled(path):
+        from torch._inductor import aoti_load_package
+
+        try:
+            return ExportedFile(as_runner(aoti_load_package(str(path)), names), metadata, None)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{path.name}: it cannot be loaded on this machine: {reason}"
+            ) from error
     with warnings.catch_warnings():
         # Torch 2.11 reads the weights of a program as buffers that it does not write to.
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         program = torch.export.load(path)
     count = sum(parameter.numel() for _, parameter in program.named_parameters())
-    runner = as_runner(program.module(), metadata["outputs"].split(", "))
-    return ExportedFile(runner, metadata, count)
+    return ExportedFile(as_runner(program.module(), names), metadata, count)
 
 
 def onnx_session(path: Path) -> Any:
@@ -114,8 +124,8 @@ def exported_row(path: Path, batch_size: int, size: tuple[int, int]) -> Row:
         size: Their height and width.
 
     Returns:
-        "model", "parameters M" and "multiply-adds G" of one image; the last two are None of an ONNX
-        file, which does not tell them.
+        "model", "parameters M" and "multiply-adds G" of one image; the last two are None of a file
+        that does not tell them: ONNX, AOTInductor.
 
     Raises:
         InputError: The file cannot be read or run, or takes no such images.
@@ -134,7 +144,7 @@ def exported_row(path: Path, batch_size: int, size: tuple[int, int]) -> Row:
     return {
         "model": str(path),
         "parameters M": None if file.parameters is None else file.parameters / 1e6,
-        "multiply-adds G": None if path.suffix == ONNX else counted,
+        "multiply-adds G": None if file.parameters is None else counted,
     }
 
 
@@ -162,6 +172,11 @@ def exported_steps(path: Path, batch_size: int, size: tuple[int, int]) -> dict[s
         }
     run = read_exported(path).run
     return {"inference": lambda: run(images)}
+
+
+def _is_compiled(path: Path) -> bool:
+    with zipfile.ZipFile(path) as file:
+        return any("/aotinductor/" in name for name in file.namelist())
 
 
 def _program_metadata(path: Path) -> dict[str, str]:

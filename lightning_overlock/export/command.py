@@ -20,7 +20,12 @@ from lightning_overlock.export.comparison import compare, latencies
 from lightning_overlock.export.detector import ExportedDetector
 from lightning_overlock.export.network import exported_network, normalisation
 from lightning_overlock.export.options import report_path
-from lightning_overlock.export.program import export_program, least_sizes, save_program
+from lightning_overlock.export.program import (
+    compile_program,
+    export_program,
+    least_sizes,
+    save_program,
+)
 from lightning_overlock.export.timm_folder import preprocessing, save_timm
 from lightning_overlock.runs.checkpoint import read_checkpoint
 from lightning_overlock.runs.layout import folder_of
@@ -147,6 +152,8 @@ def _export_program(
         from lightning_overlock.export.onnx_file import save_onnx
 
         report["opset"] = save_onnx(program, path, network.outputs, metadata)
+    elif args.format == "aoti":
+        compile_program(program, path, json.dumps(metadata))
     else:
         save_program(program, path, json.dumps(metadata))
     exported = read_exported(path).run

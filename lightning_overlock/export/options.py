@@ -1,6 +1,8 @@
 """What is typed after `lightning export`: read and checked without torch."""
 
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 from lightning_overlock.arguments import CommandParser, image_size
@@ -10,7 +12,7 @@ from lightning_overlock.runs.checkpoint import checkpoint_in, require_checkpoint
 from lightning_overlock.runs.layout import folder_of
 
 # The file or folder of each format, where no --output is typed.
-FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 DTYPES = ("float32", "bfloat16", "float16")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -26,7 +28,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         if getattr(args, option) is None:
             raise InputError(
                 f"export: --{option} is missing.\n"
-                "Expected lightning export --ckpt_path FILE|RUN --format timm|onnx|torch."
+                f"Expected lightning export --ckpt_path FILE|RUN --format {'|'.join(FORMATS)}."
             )
     if args.format not in FORMATS:
         raise InputError(
@@ -35,13 +37,15 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         )
     if args.format == "timm" and (args.size or args.dynamic):
         raise InputError(
-            "--size and --dynamic are of use with onnx and torch; a timm folder holds weights for "
-            "every size"
+            "--size and --dynamic are of use with onnx, torch and aoti; a timm folder holds "
+            "weights for every size"
         )
     if args.format == "onnx" and args.dtype == "bfloat16":
         raise InputError("--dtype bfloat16: onnxruntime has no kernels of it; expected float16")
     if args.format == "onnx":
         require_extra("export", ONNX_PACKAGES, "--format onnx needs")
+    if args.format == "aoti":
+        _require_compiler()
     args.ckpt_path = checkpoint_in(args.ckpt_path)
     require_checkpoint(args.ckpt_path)
     suffix = Path(FORMATS[args.format]).suffix
@@ -68,6 +72,15 @@ def report_path(output: Path, timm_folder: bool) -> Path:
     return output / "report.json" if timm_folder else output.with_name(f"{output.name}.json")
 
 
+def _require_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++")  # what Inductor takes
+    if shutil.which(compiler) is None:
+        raise InputError(
+            f"--format aoti needs a C++ compiler, found no {compiler}.\n"
+            "Expected g++ to be installed, or the name of another in the environment's CXX."
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="lightning export",
@@ -81,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         metavar="|".join(FORMATS),
         help="timm: a folder for timm.create_model('local-dir:FOLDER'), with a model card; onnx: "
-        "for onnxruntime; torch: for torch.export.load",
+        "for onnxruntime; torch: for torch.export.load; aoti: compiled for this kind of CPU",
     )
     add("--output", type=Path, metavar="PATH", help="what is written (default: RUN/export/…)")
     add(

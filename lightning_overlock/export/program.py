@@ -1,6 +1,7 @@
 """A network as a program of torch's own operations (`torch.export`)."""
 
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,3 +57,20 @@ def least_sizes(program: ExportedProgram) -> dict[str, int]:
 def save_program(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program, with a JSON text beside it in the same file."""
     torch.export.save(program, path, extra_files={METADATA: metadata})
+
+
+def compile_program(program: ExportedProgram, path: Path, metadata: str) -> None:
+    """Compile a program by AOTInductor and write the package, with a JSON text inside.
+
+    Raises:
+        InputError: Inductor cannot compile it.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    try:
+        aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:  # Inductor has no common type for what it cannot compile
+        text = str(error).strip().splitlines()[0]
+        raise InputError(f"AOTInductor cannot compile this network: {text}") from error
+    with zipfile.ZipFile(path, "a") as package:  # where torch.export.save has it
+        package.writestr(f"{path.stem}/extra/{METADATA}", metadata)

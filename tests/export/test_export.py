@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lightning_overlock
-from lightning_overlock.bench.exported import as_runner
+from lightning_overlock.bench.exported import as_runner, exported_row
 from lightning_overlock.cli.main import main
 from lightning_overlock.errors import InputError
 from lightning_overlock.export import comparison
@@ -37,6 +38,13 @@ for path in sys.argv[1:]:
         outputs = [output.name for output in session.get_outputs()]
         results = dict(zip(outputs, session.run(None, {"images": images})))
         meta = session.get_modelmeta().custom_metadata_map
+    elif path.endswith(".aoti.pt2"):
+        import zipfile
+        from torch._inductor import aoti_load_package
+        with zipfile.ZipFile(path) as package:
+            (name,) = [n for n in package.namelist() if n.endswith("extra/lightning_overlock.json")]
+            meta = json.loads(package.read(name))
+        results = {meta["outputs"]: aoti_load_package(path)(torch.from_numpy(images)).numpy()}
     else:
         import torchvision  # whose operations detectors have
         extra = {"lightning_overlock.json": ""}
@@ -143,6 +151,24 @@ def test_a_program_of_one_size_runs_without_this_package(convnext_run, tmp_path)
     assert report["class_names"] == [str(digit) for digit in range(10)]
     assert report["checks"][0]["difference"] < 1e-5
     assert min(report["latency_ms"].values()) > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_package_runs_without_this_package_and_in_the_table(convnext_run, tmp_path):
+    path = tmp_path / "net.aoti.pt2"
+    export(convnext_run, "--format", "aoti", "--output", path, "--size", "40x48")
+    assert_agree_alone(convnext_run, {path: (1, 3, 40, 48)})
+    assert json.loads((tmp_path / "net.aoti.pt2.json").read_text())["format"] == "aoti"
+    row = exported_row(path, 1, (40, 48))
+    assert row["model"] == str(path)
+    assert row["parameters M"] is row["multiply-adds G"] is None, "it does not tell them"
+    foreign = tmp_path / "foreign.aoti.pt2"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(foreign, "w") as other:
+        for name in whole.namelist():
+            code = name.endswith(".so")
+            other.writestr(name, b"of another machine" if code else whole.read(name))
+    with pytest.raises(InputError, match="cannot be loaded on this machine"):
+        exported_row(foreign, 1, (40, 48))
 
 
 def test_what_differs_is_refused_and_leaves_nothing(convnext_run, tmp_path, monkeypatch, capsys):

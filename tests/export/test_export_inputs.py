@@ -23,7 +23,7 @@ from lightning_overlock.cli.main import main
         ("--ckpt_path a.ckpt --format torch --size 3y4", "--size 3y4: expected pixels"),
         ("--ckpt_path a.ckpt --format torch --seconds nan", "--seconds nan: expected a number"),
         ("--ckpt_path a.ckpt --format torch --dtype int8", "invalid choice: 'int8'"),
-        ("--ckpt_path a.ckpt --format timm --dynamic", "of use with onnx and torch"),
+        ("--ckpt_path a.ckpt --format timm --dynamic", "of use with onnx, torch and aoti"),
         ("--ckpt_path a.ckpt --format onnx --dtype bfloat16", "expected float16"),
         ("--ckpt_path . --format torch", "this folder holds no checkpoints/last.ckpt"),
         (
@@ -70,6 +70,12 @@ def test_a_mistake_has_its_line(line, words, workplace, capsys):
     assert words in message
     assert len(message.splitlines()) <= 3
     assert sorted(workplace.iterdir()) == before, "nothing is left behind"
+
+
+def test_a_compiled_package_needs_a_compiler(monkeypatch, workplace, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["export", "--ckpt_path", "a.ckpt", "--format", "aoti"]) == 2
+    assert "needs a C++ compiler, found no no-such-compiler" in capsys.readouterr().err
 
 
 def test_what_the_extra_brings_is_named_where_it_is_missing(monkeypatch, workplace, capsys):
