@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_overlock.layers.dilated_reparam import BRANCHES, DilatedReparamConv
-from lightning_overlock.ops.depthwise import onednn, operator
+from lightning_overlock.ops.depthwise import operator
 from lightning_overlock.ops.depthwise.operator import depthwise, depthwise_backend
 
 HERE = Path(__file__)
@@ -239,21 +239,6 @@ def test_kernels_without_cudnn_follow_the_definition(dtype, tolerance, layout):
 )
 def test_forms_for_a_cpu_follow_the_definition(backend, layout, **case):
     compare(backend, case, torch.float32, layout, 1e-5)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("avx512", [False, True])
-@pytest.mark.parametrize("side", [4, 16, 17])
-def test_what_each_kind_of_cpu_runs_follows_the_definition(side, avx512, layout, monkeypatch):
-    for name, values in (
-        ("SLOW_PADDING", (5, 7)),
-        ("NCHW_WIDTH", (0, 28)),
-        ("LAST_WIDTH", (16, 0)),
-    ):
-        monkeypatch.setattr(onednn, name, values[avx512])
-    kernels = [(13, 1), (7, 1), (7, 2), (3, 3), (3, 5)]
-    case = {"kernels": kernels, "channels": 3, "height": side, "width": 16, "batch": 2}
-    compare("onednn", case, torch.float32, layout, 1e-5)
 
 
 def test_layer_takes_the_forced_form_in_training_and_inference(monkeypatch):

@@ -1,5 +1,6 @@
 """The depthwise convolution for CPUs, against torch's own convolution and its gradients."""
 
+import measure_onednn
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_overlock.layers.dilated_reparam import BRANCHES
+from lightning_overlock.ops.depthwise import onednn
 from lightning_overlock.ops.depthwise.operator import depthwise
 
 CHANNELS = 3
@@ -51,6 +53,16 @@ def assert_equal_with_gradients(
     for expected, ours in zip(*found, strict=True):
         assert ours.dtype == expected.dtype
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rules", measure_onednn.RULES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [4, 16, 17])
+def test_what_each_kind_of_cpu_runs(side, memory_format, rules, monkeypatch):
+    for name, value in measure_onednn.RULES[rules].items():
+        monkeypatch.setattr(onednn, name, value)
+    kernels = [(13, 1), (7, 1), (7, 2), (3, 3), (3, 5)]
+    assert_equal_with_gradients((side, 16), kernels, memory_format)
 
 
 @pytest.mark.parametrize("size", BRANCHES)
