@@ -6,23 +6,38 @@ depthwise convolutions themselves, and padding can be put around the map beforeh
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Measured with AVX-512 (Intel) and with AVX2 (AMD), whose registers hold smaller blocks of pixels.
-AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-# Padding and strides from which oneDNN 3 leaves its fast kernels.
-SLOW_PADDING = 7 if AVX512 else 5
-SLOW_STRIDE = 4
-# The kernel and the widest map that are twice as fast in NCHW with AVX-512, the way there and back
-# included; with AVX2 they are up to 70 times as slow.
+SLOW_STRIDE = 4  # from which oneDNN 3 leaves its fast kernels
 NCHW_KERNEL = 13
-NCHW_WIDTH = 28 if AVX512 else 0
-# The widest map whose slow weight gradients run channels-last without padding, with AVX2 at up to
-# 20 times the speed.
-LAST_WIDTH = 0 if AVX512 else 16
+
+
+class Rules(NamedTuple):
+    """Where oneDNN is fast on a kind of CPU.
+
+    Args:
+        slow_padding: Padding in pixels from which it leaves its fast kernels.
+        nchw_width: Widest map on which `NCHW_KERNEL` is faster in NCHW, the way there and back
+            included.
+        last_width: Widest map whose slow weight gradients are faster channels-last, unpadded.
+    """
+
+    slow_padding: int
+    nchw_width: int
+    last_width: int
+
+
+# Measured with each: NCHW is twice as fast with AVX-512 and up to 70 times as slow with AVX2, where
+# channels-last gives up to 20 times the speed.
+RULES = {
+    "AVX512": Rules(slow_padding=7, nchw_width=28, last_width=0),
+    "AVX2": Rules(slow_padding=5, nchw_width=0, last_width=16),
+}
+rules = RULES["AVX512" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "AVX2"]
 
 
 def correlate(
@@ -59,8 +74,8 @@ def weight_gradients(
     for grad, weight, dilation in zip(grads, weights, dilations, strict=True):
         padding = dilation * (weight.shape[-1] // 2)
         source = maps
-        if dilation >= SLOW_STRIDE or padding >= min(SLOW_PADDING, height, width):
-            if max(height, width) <= LAST_WIDTH:
+        if dilation >= SLOW_STRIDE or padding >= min(rules.slow_padding, height, width):
+            if max(height, width) <= rules.last_width:
                 source = maps.contiguous(memory_format=torch.channels_last)
             else:
                 source, padding = F.pad(maps, (padding,) * 4), 0
@@ -76,11 +91,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
     padding = dilation * (weight.shape[-1] // 2)
     # Without dilation the channels-last kernel takes any padding.
     plain = dilation == 1 and x.is_contiguous(memory_format=torch.channels_last)
-    if plain and weight.shape[-1] == NCHW_KERNEL and x.shape[-1] <= NCHW_WIDTH:
+    if plain and weight.shape[-1] == NCHW_KERNEL and x.shape[-1] <= rules.nchw_width:
         # The weight of a channels-last network says so by its strides, and torch would go back.
         weight = weight.flatten(1, 2).unsqueeze(1)
         y = F.conv2d(x.contiguous(), weight, bias, 1, padding, 1, x.shape[1])
         return y.contiguous(memory_format=torch.channels_last)
-    if not plain and padding >= min(SLOW_PADDING, *x.shape[-2:]):
+    if not plain and padding >= min(rules.slow_padding, *x.shape[-2:]):
         x, padding = F.pad(x, (padding,) * 4), 0
     return F.conv2d(x, weight, bias, 1, padding, dilation, x.shape[1])

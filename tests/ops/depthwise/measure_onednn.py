@@ -1,7 +1,7 @@
 """Measures both sets of rules for depthwise convolutions on this CPU, in turn.
 
 `python tests/ops/depthwise/measure_onednn.py NAME:SIZE:BATCH ...`: a training step and inference of
-each network by the rules that `ops/depthwise/onednn.py` has for AVX-512 and by those for AVX2.
+each network by each of the rules in `ops/depthwise/onednn.py`.
 """
 
 import sys
@@ -13,16 +13,10 @@ import lightning_overlock  # noqa: F401  registers the backbones
 from lightning_overlock.bench.measure import inference_step, time_interleaved, training_step
 from lightning_overlock.ops.depthwise import onednn
 
-RULES = {
-    "AVX-512": {"SLOW_PADDING": 7, "NCHW_WIDTH": 28, "LAST_WIDTH": 0},
-    "AVX2": {"SLOW_PADDING": 5, "NCHW_WIDTH": 0, "LAST_WIDTH": 16},
-}
-
 
 def by(rules, step):
     def run():
-        for name, value in rules.items():
-            setattr(onednn, name, value)
+        onednn.rules = rules
         step()
 
     return run
@@ -37,7 +31,7 @@ def main():
         for what, make in (("training step", training_step), ("inference", inference_step)):
             model = timm.create_model(name).to(memory_format=torch.channels_last)
             step = make(model, images)
-            steps = {kind: by(rules, step) for kind, rules in RULES.items()}
+            steps = {kind: by(rules, step) for kind, rules in onednn.RULES.items()}
             took = time_interleaved(steps, seconds=15)
             words = ", ".join(f"{took[kind]:.3f} s by the rules for {kind}" for kind in took)
             print(f"{word}, {what}: {words}", flush=True)
