@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -79,6 +80,20 @@ def class_count(
     name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
     weight = weights.get(f"{name}.weight")
     return None if weight is None else len(weight)
+
+
+def fitted(model: Any, images: Tensor) -> Tensor:
+    """Return images as a timm model can take them: resized where it takes one size only.
+
+    Args:
+        model: The model.
+        images: (B, C, H, W).
+    """
+    config = model.pretrained_cfg
+    usual = tuple(config["input_size"][-2:])
+    if not config.get("fixed_input_size") or tuple(images.shape[-2:]) == usual:
+        return images
+    return F.interpolate(images, usual, mode="bilinear", antialias=True)
 
 
 def input_channels(model: Any) -> int | None:

@@ -66,12 +66,14 @@ def _model_tables(args: argparse.Namespace, timing: dict[str, float]) -> Tables:
         train=not args.features if args.train is None else args.train,
         contmix_backend=args.contmix_backend,
         depthwise_backend=args.depthwise_backend,
+        teacher=args.teacher,
+        teacher_dtype=args.teacher_dtype or "float32",
     )
     shape = f"batch {args.batch_size}, {height}x{width} px, {args.dtype}"
     shape += ", channels-last" if args.channels_last else ""
     shape += ", inference form" if args.inference_form else ""
     shape += ", features" if args.features else ""
-    more_rows = args.contmix_backend is not None or args.depthwise_backend is not None
+    more_rows = bool(args.contmix_backend or args.depthwise_backend or args.teacher)
     files = [path for path in args.exported if path.is_file()]
     names = [*args.names, *(f"{LOCAL_DIR}{path}" for path in args.exported if path.is_dir())]
     isolated = torch.device(args.device).type == "cpu" and (

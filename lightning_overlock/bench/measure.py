@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_overlock.backbones.create import fitted
 from lightning_overlock.errors import InputError
 
 Step = Callable[[], object]
@@ -170,6 +171,33 @@ def training_step(model: nn.Module, images: Tensor) -> Step:
     def step() -> object:
         model.train()
         loss = nn.functional.cross_entropy(model(images), labels)
+        torch.autograd.backward(loss)
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def taught_step(model: nn.Module, images: Tensor, teacher: nn.Module, dtype: torch.dtype) -> Step:
+    """The same with half the loss from a frozen teacher's logits, as `model.teacher` trains.
+
+    Args:
+        model: The student.
+        images: (B, 3, H, W).
+        teacher: A timm model of as many classes; it is run in evaluation mode, once a step.
+        dtype: What it computes in, outside of autocast.
+    """
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    teacher = teacher.eval().requires_grad_(False).to(dtype)
+
+    def step() -> object:
+        model.train()
+        logits = model(images)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            wanted = teacher(fitted(teacher, images).to(dtype)).float().log_softmax(dim=1)
+        own = logits.float().log_softmax(dim=1)
+        of_teacher = nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+        loss = (nn.functional.cross_entropy(logits, labels) + of_teacher) / 2
         torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
         return loss

@@ -26,6 +26,7 @@ from lightning_overlock.bench.measure import (
     parameter_count,
     peak_memory,
     second_run,
+    taught_step,
     time_interleaved,
     training_step,
 )
@@ -60,6 +61,8 @@ class Setting:
             `inference_form`) and with ContMix on this backend.
         depthwise_backend: Gives models with large depthwise convolutions another row, the model
             with these on this backend.
+        teacher: Gives every model another row, trained with this timm model's logits.
+        teacher_dtype: A key of `DTYPES`, what the teacher computes in.
     """
 
     batch_size: int = 1
@@ -72,6 +75,8 @@ class Setting:
     train: bool = True
     contmix_backend: str | None = None
     depthwise_backend: str | None = None
+    teacher: str | None = None
+    teacher_dtype: str = "float32"
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -118,7 +123,9 @@ def bench_models(
     # Each calls a function of one step, here or in the step's process.
     asks: dict[str, dict[str, Callable[..., Any]]] = {}
     with ExitStack() as stack:
-        for name in _known(names):
+        names = _known(names)
+        _known([setting.teacher] if setting.teacher else [])
+        for name in names:
             for label, (deployed, steps) in _candidates(name, setting).items():
                 rows.append(_costs(label, deployed, setting.size))
                 if isolated:
@@ -127,7 +134,8 @@ def bench_models(
                     asks[label] = {kind: partial(process.ask, kind) for kind in steps}
                 else:
                     asks[label] = {kind: partial(_call, step) for kind, step in steps.items()}
-        if (setting.contmix_backend or setting.depthwise_backend) and len(rows) == len({*names}):
+        plain = len(names) * (2 if setting.teacher else 1)
+        if (setting.contmix_backend or setting.depthwise_backend) and len(rows) == plain:
             raise InputError(
                 f"--contmix-backend and --depthwise-backend change nothing in {', '.join(names)}\n"
                 "expected a model with ContMix, or one with large depthwise convolutions"
@@ -228,10 +236,16 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
     images = images.to(memory_format=memory_format)
     candidates: dict[str, Candidate] = {}
 
-    def enter(label: str, deployed: nn.Module, model: nn.Module, setting: Setting) -> None:
+    def enter(
+        label: str,
+        deployed: nn.Module,
+        model: nn.Module,
+        setting: Setting,
+        training: Step | None = None,
+    ) -> None:
         steps = {"inference": _under(inference_step(deployed, images), setting)}
         if setting.train:
-            steps["training"] = _under(training_step(model, images), setting)
+            steps["training"] = _under(training or training_step(model, images), setting)
         candidates[label] = Candidate(deployed, steps)
 
     first = replace(setting, contmix_backend=None, depthwise_backend=None)
@@ -245,6 +259,12 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
     if setting.depthwise_backend and _has(model, DilatedReparamConv):
         label = f"{name}, depthwise {setting.depthwise_backend}"
         enter(label, deployed, model, replace(setting, contmix_backend=None))
+    if setting.teacher:
+        teacher = timm.create_model(setting.teacher, num_classes=model.num_classes)
+        teacher = teacher.to(setting.device).to(memory_format=memory_format)
+        dtype = DTYPES[setting.teacher_dtype]
+        label = f"{name}, taught by {setting.teacher}"
+        enter(label, deployed, model, first, taught_step(model, images, teacher, dtype))
     return candidates
 
 

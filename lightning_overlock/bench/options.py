@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "ceilings.",
     )
     _add_model_options(parser)
+    _add_row_options(parser)
     _add_operation_options(parser)
     add = parser.add_argument
     add("--seconds", type=float, help="time for each figure (default: 5; operations: 2)")
@@ -109,6 +110,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="measure a training step too (default: yes, unless --features)",
     )
+
+
+def _add_row_options(parser: argparse.ArgumentParser) -> None:
+    """Add what gives models further rows or tables."""
+    add = parser.add_argument
     add(
         "--contmix-backend",
         choices=CONTMIX_BACKENDS,
@@ -118,6 +124,17 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--depthwise-backend",
         choices=DEPTHWISE_BACKENDS,
         help="add a row for models with large depthwise convolutions: with these on this backend",
+    )
+    add(
+        "--teacher",
+        metavar="NAME",
+        help="add a row for every model: its training step with this timm model as its teacher, "
+        "whose logits are compared, as model.teacher does",
+    )
+    add(
+        "--teacher-dtype",
+        choices=DTYPE_NAMES,
+        help="what the teacher computes in, outside of autocast (default: float32)",
     )
     add(
         "--profile",
@@ -177,6 +194,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         ("memory_sizes", "memory"),
         ("contmix_backend", "names"),
         ("depthwise_backend", "names"),
+        ("teacher", "names"),
+        ("teacher_dtype", "teacher"),
         ("profile", "names"),
     ):
         if getattr(args, option) and not getattr(args, needed):
@@ -198,6 +217,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
             require_file_writable(path, f"--{option} {path}")
     if args.features and args.train:
         raise InputError("--train needs logits, --features gives none")
+    if args.teacher and (args.features or args.train is False):
+        option = "--features" if args.features else "--no-train"
+        raise InputError(f"--teacher is about the training step, which {option} leaves out")
     _check_exported(args)
 
 

@@ -10,10 +10,11 @@ from lightning_overlock.analysis.robustness import corruption_error, mean_of_all
 from lightning_overlock.bench.measure import usable_device
 from lightning_overlock.robustness.classifier import Classifier, from_checkpoint, from_timm
 from lightning_overlock.robustness.folders import (
+    CORRUPTED,
+    Images,
     LabelledFolder,
-    corruption_folders,
+    find,
     imagenet_ids,
-    read_folder,
     wordnet_ids,
 )
 from lightning_overlock.robustness.measure import (
@@ -33,20 +34,7 @@ from lightning_overlock.robustness.published import (
 )
 from lightning_overlock.tables import Table
 
-CORRUPTED = "imagenet_c"
 CLEAN = "imagenet"
-
-
-class Images(NamedTuple):
-    """The images that a classifier is evaluated on.
-
-    Attributes:
-        sets: The plain sets, by their option's name.
-        corrupted: ImageNet-C by corruption and severity; {} if it was not given.
-    """
-
-    sets: dict[str, LabelledFolder]
-    corrupted: dict[str, dict[int, LabelledFolder]]
 
 
 class Result(NamedTuple):
@@ -80,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     classifiers = [from_checkpoint(typed, device) for typed in args.ckpt_path]
     if backbone := given["model.backbone"]:
         classifiers.append(from_timm(backbone, given["model.init_from"], device))
-    images = [_find(args.folders, one, given["data.max_left_out"]) for one in classifiers]
+    images = [
+        find(args.folders, one.class_names, given["data.max_left_out"], "--data.")
+        for one in classifiers
+    ]
     reading = Reading(given["data.batch_size"], given["data.num_workers"])
     results = [_evaluate(one, its, reading) for one, its in zip(classifiers, images, strict=True)]
     table = robustness_table(results, images, _is_imagenets(classifiers))
@@ -91,27 +82,6 @@ def run(args: argparse.Namespace) -> int:
         table.write(folder, "robustness")
         print(f"Written: {folder / 'robustness'}.md, .csv, .tex")
     return 0
-
-
-def _find(folders: dict[str, Path], classifier: Classifier, max_left_out: float) -> Images:
-    """Find the images that a classifier is evaluated on."""
-    names = classifier.class_names
-    sets = {
-        name: read_folder(f"--data.{name}", folder, names, max_left_out)
-        for name, folder in folders.items()
-        if name != CORRUPTED
-    }
-    if CORRUPTED not in folders:
-        return Images(sets, {})
-    option = f"--data.{CORRUPTED}"
-    corrupted = {
-        corruption: {
-            severity: read_folder(option, path, names, max_left_out)
-            for severity, path in severities.items()
-        }
-        for corruption, severities in corruption_folders(option, folders[CORRUPTED]).items()
-    }
-    return Images(sets, corrupted)
 
 
 def _evaluate(classifier: Classifier, images: Images, reading: Reading) -> Result:

@@ -1,6 +1,6 @@
 """Folders of images as classes that a model knows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from lightning_overlock.data.images import ImageFiles, find_images, listing, som
 from lightning_overlock.errors import InputError, did_you_mean, printable
 
 IMAGENET_CLASSES = 1000
+# The name of ImageNet-C's option; its folder has a folder per corruption and severity.
+CORRUPTED = "imagenet_c"
 
 
 class LabelledFolder(NamedTuple):
@@ -36,6 +38,18 @@ class LabelledFolder(NamedTuple):
     def source(self, transform: Callable[[Image.Image], Tensor]) -> ImageFiles:
         """Return the images, transformed, with their labels."""
         return ImageFiles(self.folder, self.files, self.labels, transform)
+
+
+class Images(NamedTuple):
+    """The images that a classifier is evaluated on.
+
+    Attributes:
+        sets: The plain sets, by their option's name.
+        corrupted: ImageNet-C by corruption and severity; {} if it was not given.
+    """
+
+    sets: dict[str, LabelledFolder]
+    corrupted: dict[str, dict[int, LabelledFolder]]
 
 
 def imagenet_ids() -> list[str]:
@@ -87,6 +101,38 @@ def places_of(folders: Sequence[str], class_names: Sequence[str]) -> dict[str, i
         names = {folder: folder for folder in folders}
     places = {name: place for place, name in enumerate(wordnet_ids(class_names))}
     return {folder: places[name] for folder, name in names.items() if name in places}
+
+
+def find(
+    folders: Mapping[str, Path], class_names: Sequence[str], max_left_out: float, prefix: str
+) -> Images:
+    """Find the images that a classifier is evaluated on.
+
+    Args:
+        folders: A benchmark's folder by its name, those that are given.
+        class_names: The classifier's.
+        max_left_out: Largest share of a class's files that are no images.
+        prefix: What stands before a benchmark's name where it is typed, for messages.
+
+    Raises:
+        InputError: A folder is not as the benchmark's, or has none of the classes.
+    """
+    sets = {
+        name: read_folder(f"{prefix}{name}", folder, class_names, max_left_out)
+        for name, folder in folders.items()
+        if name != CORRUPTED
+    }
+    if CORRUPTED not in folders:
+        return Images(sets, {})
+    option = f"{prefix}{CORRUPTED}"
+    corrupted = {
+        corruption: {
+            severity: read_folder(option, path, class_names, max_left_out)
+            for severity, path in severities.items()
+        }
+        for corruption, severities in corruption_folders(option, folders[CORRUPTED]).items()
+    }
+    return Images(sets, corrupted)
 
 
 def read_folder(

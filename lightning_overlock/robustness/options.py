@@ -1,6 +1,7 @@
 """What is typed after `lightning robustness`: read and checked without torch."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ BENCHMARKS = {
     "imagenet_sketch": Benchmark("Sketch", "ImageNet-Sketch (arXiv 1905.13549)"),
     "imagenet_c": Benchmark("C", "ImageNet-C (arXiv 1903.12261), CORRUPTION/SEVERITY/CLASS"),
 }
+# Largest share of a class's files that are no images.
+MAX_LEFT_OUT = 0.1
 RANGES = {
     "data.batch_size": AT_LEAST_1,
     "data.num_workers": AT_LEAST_0,
@@ -64,15 +67,25 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     if not args.folders:
         known = ", ".join(f"--data.{name}" for name in BENCHMARKS)
         raise InputError(f"robustness: found no images; expected FOLDER after one of {known}.")
-    for name, folder in args.folders.items():
-        if not folder.is_dir():
-            raise InputError(
-                f"--data.{name} {printable(folder)}: this is no folder; expected "
-                f"{BENCHMARKS[name].what}."
-            )
+    require_folders(args.folders, "--data.")
     if args.output is not None:
         require_writable(args.output, "Expected another folder after --output.")
     return args
+
+
+def require_folders(folders: Mapping[str, Path], prefix: str) -> None:
+    """Raise for a benchmark's folder that is none.
+
+    Args:
+        folders: The folders, by the benchmark's name.
+        prefix: What stands before the name where it is typed, for messages.
+    """
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise InputError(
+                f"{prefix}{name} {printable(folder)}: this is no folder; expected "
+                f"{BENCHMARKS[name].what}."
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data.max_left_out",
         type=float,
-        default=0.1,
+        default=MAX_LEFT_OUT,
         help="largest share of a class's files that are no images (default: %(default)s)",
     )
     add("--device", help="cpu, cuda, … (default: cuda if there is one)")

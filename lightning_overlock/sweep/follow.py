@@ -168,17 +168,17 @@ class Follower:
             "config_hash": config_hash(self.folder),
         }
 
-    def test_arguments(self, result: dict[str, Any]) -> list[str]:
-        """Return the command that evaluates the test split at the selected epoch.
+    def checkpoint(self, result: dict[str, Any]) -> Path:
+        """Return the checkpoint of the selected epoch.
 
         Raises:
-            TrialFailed: The run keeps no checkpoint of that epoch.
+            TrialFailed: The run keeps none.
         """
         if result["checkpoint"] is None:
             raise TrialFailed(
                 f"no checkpoint of epoch {result['epoch'] + 1}, the selected one, is kept", True
             )
-        return ["test", "--ckpt_path", str(self.folder.parent / result["checkpoint"])]
+        return self.folder.parent / str(result["checkpoint"])
 
     def test_result(self) -> float:
         """Return the metric that the run's last test has measured.

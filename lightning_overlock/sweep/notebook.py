@@ -57,6 +57,8 @@ class Loaded:
             for nested in ("options", "machine", "git", "metrics", "tuning"):
                 inner = attributes.pop(nested, None) or {}
                 attributes |= {f"{nested}.{key}": value for key, value in inner.items()}
+            figures = attributes.pop("robustness", {}).get("figures", {})
+            attributes |= {f"robustness.{heading}": value for heading, value in figures.items()}
             state = {"trial": trial.number, "state": trial.state.name.lower()}
             rows.append(state | {"value": metric_of(trial)} | attributes)
         return pandas.DataFrame(rows)

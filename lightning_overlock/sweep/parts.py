@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from lightning_overlock.errors import did_you_mean
+from lightning_overlock.robustness.options import BENCHMARKS
 
 Column = Literal["params", "gmacs", "images_per_second", "seconds", "metric", "difference", "paper"]
 COLUMNS: tuple[Column, ...] = (
@@ -268,6 +269,16 @@ class Tune(Part):
         return [dict(zip(self.options, point, strict=True)) for point in values]
 
 
+def _check_benchmarks(folders: dict[str, str]) -> dict[str, str]:
+    for name in folders:
+        if name not in BENCHMARKS:
+            raise ValueError(
+                f".{name}: no set of images has this name.{did_you_mean(name, BENCHMARKS)}\n"
+                f"Expected some of {', '.join(BENCHMARKS)}, with a folder each."
+            )
+    return folders
+
+
 class Settings(Part):
     """What a file says of all its profiles, and a profile of itself."""
 
@@ -287,6 +298,7 @@ class Settings(Part):
     factors: dict[Name, dict[Name, Options]] = {}
     tune: Tune | None = None
     keep: Literal["best", "last", "all"] = "all"
+    robustness: Annotated[dict[str, str], AfterValidator(_check_benchmarks)] = {}
 
 
 class Profile(Settings):

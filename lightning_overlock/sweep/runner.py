@@ -24,6 +24,7 @@ from lightning_overlock.sweep.follow import Follower, TrialFailed
 from lightning_overlock.sweep.live import Active, View, clock
 from lightning_overlock.sweep.process import INPUT_ERROR, Process, environment
 from lightning_overlock.sweep.provenance import checkout, machine
+from lightning_overlock.sweep.robustness import measured_robustness, robustness_arguments
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.study import Claim, Study, TrialEnded
 from lightning_overlock.sweep.trials import Request
@@ -251,8 +252,13 @@ class Runner:
         found = follow.result(seconds)
         if self.sweep.report == "test":
             found["validation"] = found["value"]
-            self._call(index, follow.test_arguments(found), follow, training=False)
+            words = ["test", "--ckpt_path", str(follow.checkpoint(found))]
+            self._call(index, words, follow, training=False)
             found["value"] = follow.test_result()
+        if self.sweep.robustness and claim.job.point is None:
+            words = robustness_arguments(self.sweep, follow.checkpoint(found), folder)
+            self._call(index, words, follow, training=False)
+            found["robustness"] = measured_robustness(self.sweep, folder)
         return found
 
     def _call(self, index: int, arguments: list[str], follow: Follower, training: bool) -> None:

@@ -60,6 +60,8 @@ class Sweep(Settings):
         factors: Factor -> level -> options, of rows that are a product.
         tune: What is tuned for each row before its reported seeds.
         keep: Which checkpoints a finished trial keeps.
+        robustness: Folders that reported trials are measured on besides, by the names of
+            `lightning robustness`.
         path: The file.
         shipped: Whether the file is a shipped one, known by its name.
         overrides: What was typed after --set.

@@ -4,6 +4,12 @@ from typing import Any
 
 from lightning_overlock.sweep.factors import effects
 from lightning_overlock.sweep.results import COSTS, Line, Results
+from lightning_overlock.sweep.robustness import (
+    droppable_headings,
+    robustness_columns,
+    robustness_notes,
+    robustness_record,
+)
 from lightning_overlock.sweep.search_table import search_sheet
 from lightning_overlock.sweep.statistics import LEVEL, MIN_SEEDS_OF_STAR, Comparison, holm
 from lightning_overlock.tables import Table, format_figure
@@ -55,16 +61,19 @@ def _row_sheet(results: Results) -> Table:
             ]
         else:
             columns |= _paper_columns(results)
+    done = [[line.trials[seed] for seed in line.values] for line in lines]
+    robustness = robustness_columns(sweep, done)
+    columns |= robustness
     # A column in which nothing stands says nothing.
     columns = {name: cells for name, cells in columns.items() if name == "" or any(cells)}
     return Table(
         list(columns),
         [list(cells) for cells in zip(*columns.values(), strict=True)],
         title=f"{sweep.title} ({sweep.name}, {sweep.profile})",
-        notes=_row_notes(results),
+        notes=_row_notes(results) + robustness_notes(sweep, columns[""], done) + results.facts,
         records=[_record(line, results) for line in lines],
         words=frozenset({0}),
-        droppable=DROPPABLE,
+        droppable=droppable_headings(robustness) + DROPPABLE,
         label=results.name,
         printed={results.metric: results.printed},
     )
@@ -179,7 +188,7 @@ def _row_notes(results: Results) -> list[str]:
     notes += [f"{sweep.label(n.name)}: cost not measured, {n.cost['error']}." for n in failed]
     sources = sorted({line.row.paper.source for line in lines if line.row.paper is not None})
     notes += [f"Paper: {source}; not measured here." for source in sources]
-    return notes + results.facts
+    return notes
 
 
 def _selection(results: Results) -> str:
@@ -244,6 +253,7 @@ def _record(line: Line, results: Results) -> dict[str, Any]:
         "paper_difference": line.published,
         "sign_agrees": line.agrees,
         "paper_source": line.row.paper.source if line.row.paper else None,
+        **robustness_record(results.sweep, [line.trials[seed] for seed in line.values]),
     }
 
 

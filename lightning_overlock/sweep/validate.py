@@ -1,10 +1,13 @@
 """Building every row of a sweep before anything runs, so that mistakes are told at once."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_overlock.errors import InputError, did_you_mean
+from lightning_overlock.robustness.folders import find
+from lightning_overlock.robustness.options import MAX_LEFT_OUT, require_folders
 from lightning_overlock.sweep.spec import Sweep, as_word
 
 if TYPE_CHECKING:
@@ -45,9 +48,25 @@ def validate(sweep: Sweep, build: "Build") -> None:
                 f"{did_you_mean(sweep.metric, known)}\nExpected one of {', '.join(known)}."
             )
         _refuse_cost(sweep, task)
+        _check_robustness(sweep, task)
         if sweep.search is None and key.startswith("rows."):
             seen.append((key, _built(sweep, options, task, data)))
             _refuse_twins(sweep, seen)
+
+
+def _check_robustness(sweep: Sweep, task: Any) -> None:
+    """Find the images that trials are measured on besides, by the classes of a row."""
+    if not sweep.robustness:
+        return
+    folders = {name: Path(folder).expanduser() for name, folder in sweep.robustness.items()}
+    where = f"{sweep.path}, robustness"
+    if "val/top1" not in _logged(task):
+        raise InputError(
+            f"{where}: measured of classifiers alone, found a {type(task).__name__}.\n"
+            "Leave this key out."
+        )
+    require_folders(folders, f"{where}.")
+    find(folders, task.class_names, MAX_LEFT_OUT, f"{where}.")
 
 
 def _refuse_cost(sweep: Sweep, task: "LightningModule") -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lightning_overlock.backbones.create import create_backbone
+from lightning_overlock.backbones.create import create_backbone, fitted
 from lightning_overlock.backbones.weights import classes_of, start_from
 from lightning_overlock.data.normalisation import Normalisation
 from lightning_overlock.errors import InputError, did_you_mean, printable
@@ -150,10 +150,7 @@ class Distillation(nn.Module):
         (teacher,) = self._teacher
         model = teacher.model.to(images.device)
         images = self.normalisation.to_other(images.float(), teacher.normalisation)
-        config = model.pretrained_cfg
-        usual = tuple(config["input_size"][-2:])
-        if config.get("fixed_input_size") and tuple(images.shape[-2:]) != usual:
-            images = F.interpolate(images, usual, mode="bilinear", antialias=True)
+        images = fitted(model, images)
         with torch.autocast(images.device.type, enabled=False):
             maps = model.forward_features(images.to(self.dtype))
             logits = features = None

@@ -3,7 +3,9 @@ import re
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.special
 import timm
 import torch
 import worker_steps
@@ -256,6 +258,58 @@ def test_a_row_with_depthwise_convolutions_on_a_backend_run_on_it(monkeypatch, o
     assert len(once) == 3
 
 
+def test_a_row_with_a_teacher_runs_it_once_in_every_training_step(monkeypatch, once):
+    calls = []
+    forward = timm.models.ConvNeXt.forward
+
+    def watched(self, x):
+        calls.append((x.dtype, self.training, torch.is_grad_enabled()))
+        return forward(self, x)
+
+    monkeypatch.setattr(timm.models.ConvNeXt, "forward", watched)
+    setting = models.Setting(
+        batch_size=2,
+        size=(32, 32),
+        teacher="test_convnext",
+        teacher_dtype="bfloat16",
+        dtype="bfloat16",
+    )
+    rows = models.bench_models(["test_overlock"], setting)
+    assert [row["model"] for row in rows] == [
+        "test_overlock",
+        "test_overlock, taught by test_convnext",
+    ]
+    assert rows[0]["parameters M"] == rows[1]["parameters M"]
+    assert calls == [(torch.bfloat16, False, False)]
+    assert len(once) == 4
+
+
+def test_a_taught_step_has_half_its_loss_from_the_teacher():
+    torch.manual_seed(0)
+    student, teacher = (timm.create_model("test_convnext", num_classes=5).double() for _ in "ab")
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    own = student.train()(images).detach().float().numpy().astype(np.float64)
+    with torch.no_grad():
+        wanted = teacher.eval()(images).float().numpy().astype(np.float64)
+    shares = scipy.special.softmax(wanted, axis=1)
+    differences = scipy.special.log_softmax(wanted, axis=1) - scipy.special.log_softmax(own, axis=1)
+    of_teacher = (shares * differences).sum(axis=1).mean()
+    of_labels = -scipy.special.log_softmax(own, axis=1)[:, 0].mean()
+    loss = measure.taught_step(student, images, teacher, torch.float64)()
+    assert loss.item() == pytest.approx((of_labels + of_teacher) / 2, rel=1e-5)
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+def test_a_teacher_of_one_size_is_shown_that_size():
+    student = timm.create_model("test_convnext", num_classes=5)
+    teacher = timm.create_model("test_vit", num_classes=5)
+    side = teacher.pretrained_cfg["input_size"][-1]
+    seen = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    measure.taught_step(student, torch.randn(2, 3, 32, 32), teacher, torch.float32)()
+    assert seen == [side] != [32]
+
+
 def test_models_run_under_autocast_to_the_dtype(once):
     setting = models.Setting(size=(32, 32), train=False, dtype="bfloat16")
     models.bench_models(["test_convnext"], setting)
@@ -355,6 +409,13 @@ def test_the_names_that_are_typed_are_those_of_the_operations():
         (["--depthwise", "--depthwise-sizes", "1x4x9x7"], "no size; expected BxCxHxWxK"),
         (["--depthwise", "--depthwise-sizes", "1x4x9x9x6"], "the kernel must be one of"),
         (["test_overlock", "--features", "--train"], "--train needs logits"),
+        (["test_overlock", "--teacher", "resnet81"], "timm has no model 'resnet81'"),
+        (["--ops", "--teacher", "resnet18"], "--teacher is of use with NAME only"),
+        (["test_overlock", "--teacher-dtype", "float16"], "is of use with --teacher only"),
+        (
+            ["test_overlock", "--teacher", "test_convnext", "--no-train"],
+            "--teacher is about the training step, which --no-train leaves out",
+        ),
         (["test_overlock", "--ops", "--sizes", "bad"], "--sizes: 'bad' is no size"),
         (
             ["test_overlock", "--memory", "--memory-sizes", "1x10x4x3"],

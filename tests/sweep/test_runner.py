@@ -271,6 +271,35 @@ def test_the_test_split_is_reported_at_the_selected_epoch(select):
         assert trial.user_attrs["validation"] == chosen
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_reported_trials_are_measured_on_other_images_at_the_selected_epoch(select, tmp_path):
+    tune = Tune(options={"model.x": [1, 2]}, seeds=[90])
+    images = {"imagenet_r": str(tmp_path)}
+    sweep = sweep_of({"a": {}}, select=select, keep="last", tune=tune, robustness=images)
+    trials = run(sweep)
+    reported = [trial for trial in trials if "tuning" not in trial.user_attrs]
+    assert len(trials) == len(reported) + 2
+    for trial in reported:
+        found = trial.user_attrs["robustness"]
+        assert found["folders"] == images
+        assert found["figures"]["R: top-1 (%)"] == pytest.approx(25 * trial.value)
+        assert found["figures"]["C: CE fog (%)"] == 70.0
+    assert all("robustness" not in t.user_attrs for t in trials if t not in reported)
+
+
+def test_a_trial_whose_other_images_fail_is_not_trained_again(tmp_path):
+    images = {"imagenet_r": str(tmp_path / "r")}
+    sweep = sweep_of({"a": {}}, seeds=(1,), robustness=images)
+    (failed,) = run(sweep)
+    assert failed.state == TrialState.FAIL
+    (tmp_path / "r").mkdir()
+    *_, trial = run(sweep, retry_failed=True, ignore_failures_before=1)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == best(0, 1)[0]
+    assert trial.user_attrs["robustness"]["folders"] == images
+    assert starts() == ["a-seed1 new"]
+
+
 @pytest.mark.parametrize("keep", ["best", "last", "all"])
 def test_checkpoints_are_kept_as_the_file_says(keep):
     run(sweep_of(rows={"a": {}}, seeds=(1,), keep=keep))
