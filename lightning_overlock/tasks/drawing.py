@@ -49,7 +49,7 @@ def draw_detections(
 
 
 def draw_class(image: Tensor, words: str) -> Tensor:
-    """Write words into the upper left corner of an image.
+    """Write words into the upper left corner of an image, white on black.
 
     Args:
         image: (3, H, W) in any range, which is stretched to that of colours.
@@ -62,7 +62,10 @@ def draw_class(image: Tensor, words: str) -> Tensor:
     pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-6)
     drawn = (pixels * 255).round().to(torch.uint8)
     frame = torch.tensor([[0.0, 0, drawn.shape[2] - 1, drawn.shape[1] - 1]])
-    return draw_bounding_boxes(drawn, frame, [words], width=1)
+    # Left to itself torchvision draws a single box and its words in black.
+    return draw_bounding_boxes(
+        drawn, frame, [words], colors="black", label_colors="white", fill_labels=True
+    )
 
 
 def overlay(image: Tensor, labels: Tensor, palette: list[tuple[int, int, int]]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_overlock.errors import InputError
 from lightning_overlock.tasks import ClassificationTask
+from lightning_overlock.tasks.drawing import draw_class
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -205,6 +206,18 @@ def test_the_likeliest_class_is_written_on_each_image(monkeypatch):
     logits = torch.tensor([[0.0, 3, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 0, 9]])
     monkeypatch.setattr(model.model, "forward", lambda images: logits)
     assert model.draw(batch(2)[0]) == ["bee", "gnu"]
+
+
+@pytest.mark.parametrize("ground", [0.0, 1.0])
+def test_the_class_can_be_read_on_dark_and_bright_images(ground):
+    image = torch.full((3, 48, 48), ground)
+    image[:, 40:, 40:] = 1 - ground  # or there would be no range to stretch
+    drawn = draw_class(image, "bee")
+    empty = draw_class(image, "")
+    corner = drawn[:, 2:16, 2:24]
+    assert int(corner.max()) > 200
+    assert int(corner.min()) < 50
+    assert ((drawn != empty).any(0).sum()) > 20
 
 
 def test_validation_before_training_does_no_harm(tmp_path):
