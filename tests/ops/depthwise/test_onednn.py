@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_overlock.layers.dilated_reparam import BRANCHES
-from lightning_overlock.ops.depthwise import onednn
+from lightning_overlock.ops.depthwise import few_pixels, onednn
 from lightning_overlock.ops.depthwise.operator import depthwise
 
 CHANNELS = 3
@@ -69,6 +69,31 @@ def test_overlocks_kernels_with_their_branches_and_gradients(size, memory_format
     assert_equal_with_gradients((9, 16), [(size, 1), *BRANCHES[size]], memory_format)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 2), (4, 4)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_maps_of_a_few_pixels_are_products_with_the_same_values_and_gradients(
+    size, memory_format, monkeypatch
+):
+    called = []
+    for name in ("correlate", "input_gradient", "weight_gradients"):
+        real = getattr(few_pixels, name)
+        monkeypatch.setattr(
+            few_pixels, name, lambda *a, name=name, real=real: called.append(name) or real(*a)
+        )
+    assert_equal_with_gradients(size, [(9, 1), *BRANCHES[9]], memory_format)
+    assert called == ["correlate", "input_gradient", "weight_gradients"]
+
+
+def test_a_kernel_that_does_not_reach_past_a_map_or_is_alone_stays_a_convolution():
+    x, weights, _ = tensors((4, 4), [(9, 1), (7, 1)], torch.float32)
+    assert few_pixels.is_faster(x, weights)
+    assert not few_pixels.is_faster(x, weights[1:] * 2)
+    assert not few_pixels.is_faster(x, weights[:1])
+    assert few_pixels.is_faster(x[..., :1, :1], weights[:1])
+    assert not few_pixels.is_faster(x.bfloat16(), weights)
+    assert not few_pixels.is_faster(torch.zeros(1, CHANNELS, 4, 5), weights)
+
+
 @given(
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     kernels=st.lists(
@@ -108,6 +133,15 @@ def test_a_map_that_needs_no_gradient_gets_none():
     depthwise(x, weights, bias=bias, backend="onednn")[0].sum().backward()
     assert x.grad is None
     assert weights[0].grad is not None
+
+
+def test_the_gradient_of_a_channels_last_map_of_a_few_pixels_is_channels_last():
+    x, weights, _ = tensors((4, 4), [(9, 1), (5, 1)], torch.float32)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    maps = depthwise(x, weights, [1, 1], backend="onednn")
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in maps)
+    (grad,) = torch.autograd.grad(sum((y**2).sum() for y in maps), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("width", [14, 40])
