@@ -1,7 +1,8 @@
-"""Measures both sets of rules for depthwise convolutions on this CPU, in turn.
+"""Measures the forms of depthwise convolutions on this CPU, in turn.
 
 `python tests/ops/depthwise/measure_onednn.py NAME:SIZE:BATCH ...`: a training step and inference of
-each network by each of the rules in `ops/depthwise/onednn.py`.
+each network by each of the rules in `ops/depthwise/onednn.py`, and by the rules for this CPU
+without the products of `ops/depthwise/few_pixels.py`.
 """
 
 import sys
@@ -11,12 +12,14 @@ import torch
 
 import lightning_overlock  # noqa: F401  registers the backbones
 from lightning_overlock.bench.measure import inference_step, time_interleaved, training_step
-from lightning_overlock.ops.depthwise import onednn
+from lightning_overlock.ops.depthwise import few_pixels, onednn
+
+OWN, FEW = onednn.rules, few_pixels.is_faster
 
 
-def by(rules, step):
+def by(rules, few, step):
     def run():
-        onednn.rules = rules
+        onednn.rules, few_pixels.is_faster = rules, few
         step()
 
     return run
@@ -31,9 +34,13 @@ def main():
         for what, make in (("training step", training_step), ("inference", inference_step)):
             model = timm.create_model(name).to(memory_format=torch.channels_last)
             step = make(model, images)
-            steps = {kind: by(rules, step) for kind, rules in onednn.RULES.items()}
-            took = time_interleaved(steps, seconds=15)
-            words = ", ".join(f"{took[kind]:.3f} s by the rules for {kind}" for kind in took)
+            steps = {
+                f"the rules for {kind}": by(rules, FEW, step)
+                for kind, rules in onednn.RULES.items()
+            }
+            steps["these without products"] = by(OWN, lambda *_: False, step)
+            took = time_interleaved(steps, seconds=10)
+            words = ", ".join(f"{took[kind]:.3f} s by {kind}" for kind in took)
             print(f"{word}, {what}: {words}", flush=True)
 
 
