@@ -45,7 +45,6 @@ from lightning_overlock.files import require_writable
 from lightning_overlock.runs.config import hash_of, refuse_inexact
 from lightning_overlock.runs.layout import LAST, run_folder, run_of
 from lightning_overlock.runs.lock import claim_run_folder
-from lightning_overlock.runs.malloc import keep_freed_memory
 from lightning_overlock.runs.recording import MetricsFile, RunConfig
 from lightning_overlock.runs.resume import ExactResume
 from lightning_overlock.runs.saving import BestAndLast
@@ -70,7 +69,6 @@ def run(request: Request) -> None:
         return
     request.words = ["--help" if word == "--help-all" else word for word in request.words]
     keep_quiet()
-    keep_freed_memory()
     try:
         with held_messages(WRONG_INPUT) as first_batch:
             TrainingCLI(request, first_batch)
