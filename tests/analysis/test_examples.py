@@ -17,7 +17,13 @@ def module_of(name):
     return importlib.import_module(f"lightning_overlock.analysis.{name}")
 
 
-@pytest.mark.parametrize("name", NAMES)
+# ConvNeur's published sizes build every network at its full size.
+SLOW = {"convneur_published"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES]
+)
 def test_examples_print_what_they_say(name):
     torch.manual_seed(0)
     result = doctest.testmod(module_of(name))
