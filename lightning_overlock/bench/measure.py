@@ -164,40 +164,35 @@ def inference_step(model: nn.Module, images: Tensor) -> Step:
     return step
 
 
-def training_step(model: nn.Module, images: Tensor) -> Step:
-    """Forward and backward pass in training mode with a cross-entropy loss, no optimizer."""
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-
-    def step() -> object:
-        model.train()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        torch.autograd.backward(loss)
-        model.zero_grad(set_to_none=True)
-        return loss
-
-    return step
-
-
-def taught_step(model: nn.Module, images: Tensor, teacher: nn.Module, dtype: torch.dtype) -> Step:
-    """The same with half the loss from a frozen teacher's logits, as `model.teacher` trains.
+def training_step(
+    model: nn.Module,
+    images: Tensor,
+    teacher: nn.Module | None = None,
+    teacher_dtype: torch.dtype = torch.float32,
+) -> Step:
+    """Forward and backward pass in training mode with a cross-entropy loss, no optimizer.
 
     Args:
-        model: The student.
+        model: The model.
         images: (B, 3, H, W).
-        teacher: A timm model of as many classes; it is run in evaluation mode, once a step.
-        dtype: What it computes in, outside of autocast.
+        teacher: A timm model of as many classes, whose logits make half of the loss, as
+            `model.teacher` trains; it is frozen and run in evaluation mode, once a step.
+        teacher_dtype: What it computes in, outside of autocast.
     """
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    teacher = teacher.eval().requires_grad_(False).to(dtype)
+    if teacher is not None:
+        teacher = teacher.eval().requires_grad_(False).to(teacher_dtype)
 
     def step() -> object:
         model.train()
         logits = model(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            wanted = teacher(fitted(teacher, images).to(dtype)).float().log_softmax(dim=1)
-        own = logits.float().log_softmax(dim=1)
-        of_teacher = nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
-        loss = (nn.functional.cross_entropy(logits, labels) + of_teacher) / 2
+        loss = nn.functional.cross_entropy(logits, labels)
+        if teacher is not None:
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                wanted = teacher(fitted(teacher, images).to(teacher_dtype)).float()
+            own, wanted = (x.log_softmax(dim=1) for x in (logits.float(), wanted))
+            divergence = nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+            loss = (loss + divergence) / 2
         torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
         return loss

@@ -26,7 +26,6 @@ from lightning_overlock.bench.measure import (
     parameter_count,
     peak_memory,
     second_run,
-    taught_step,
     time_interleaved,
     training_step,
 )
@@ -124,7 +123,8 @@ def bench_models(
     asks: dict[str, dict[str, Callable[..., Any]]] = {}
     with ExitStack() as stack:
         names = _known(names)
-        _known([setting.teacher] if setting.teacher else [])
+        if setting.teacher:
+            _known([setting.teacher])
         for name in names:
             for label, (deployed, steps) in _candidates(name, setting).items():
                 rows.append(_costs(label, deployed, setting.size))
@@ -241,11 +241,12 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
         deployed: nn.Module,
         model: nn.Module,
         setting: Setting,
-        training: Step | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         steps = {"inference": _under(inference_step(deployed, images), setting)}
         if setting.train:
-            steps["training"] = _under(training or training_step(model, images), setting)
+            step = training_step(model, images, teacher, DTYPES[setting.teacher_dtype])
+            steps["training"] = _under(step, setting)
         candidates[label] = Candidate(deployed, steps)
 
     first = replace(setting, contmix_backend=None, depthwise_backend=None)
@@ -262,9 +263,7 @@ def _candidates(name: str, setting: Setting) -> dict[str, Candidate]:
     if setting.teacher:
         teacher = timm.create_model(setting.teacher, num_classes=model.num_classes)
         teacher = teacher.to(setting.device).to(memory_format=memory_format)
-        dtype = DTYPES[setting.teacher_dtype]
-        label = f"{name}, taught by {setting.teacher}"
-        enter(label, deployed, model, first, taught_step(model, images, teacher, dtype))
+        enter(f"{name}, taught by {setting.teacher}", deployed, model, first, teacher)
     return candidates
 
 

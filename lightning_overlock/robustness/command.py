@@ -9,6 +9,7 @@ import torch
 from lightning_overlock.analysis.robustness import corruption_error, mean_of_all
 from lightning_overlock.bench.measure import usable_device
 from lightning_overlock.robustness.classifier import Classifier, from_checkpoint, from_timm
+from lightning_overlock.robustness.columns import ONE_CORRUPTION, droppable, shown, text
 from lightning_overlock.robustness.folders import (
     CORRUPTED,
     Images,
@@ -115,7 +116,7 @@ def robustness_table(results: list[Result], images: list[Images], imagenet: bool
     records = [_record(result) for result in results]
     if imagenet:
         records += _published(records[0])
-    columns = [heading for heading in records[0] if not heading.startswith("C: CE ")]
+    columns = shown(records[0])
     return Table(
         columns,
         [[_cell(heading, record.get(heading)) for heading in columns] for record in records],
@@ -123,7 +124,7 @@ def robustness_table(results: list[Result], images: list[Images], imagenet: bool
         notes=_notes(results, images, imagenet),
         records=records,
         words=frozenset({0, len(columns) - 1}),
-        droppable=[name for name in columns if "NLL" in name] + [n for n in columns if "ECE" in n],
+        droppable=droppable(columns),
         label="robustness",
     )
 
@@ -143,7 +144,7 @@ def _record(result: Result) -> dict[str, Any]:
         record["C: ECE (%)"] = 100 * corrupted.mean("ece")
         record["C: NLL"] = corrupted.mean("nll")
         for name, error in corrupted.corruption_errors().items():
-            record[f"C: CE {name} (%)"] = error
+            record[f"{ONE_CORRUPTION}{name} (%)"] = error
     return record | {"from": "measured"}
 
 
@@ -179,7 +180,7 @@ def _cell(heading: str, value: str | float | None) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:.3f}" if "NLL" in heading else f"{value:.2f}"
+    return text(heading, value)
 
 
 def _notes(results: list[Result], images: list[Images], imagenet: bool) -> list[str]:

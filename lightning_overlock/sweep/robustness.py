@@ -6,13 +6,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from lightning_overlock.robustness.columns import shown, text
 from lightning_overlock.sweep.spec import Sweep
 from lightning_overlock.sweep.statistics import spread_of
 
 # What the command writes, without suffix, and the trial's attribute that holds its figures.
 NAME = "robustness"
-# Of each corruption, which the CSV has and tables do not.
-ONE_CORRUPTION = "C: CE "
 
 
 def robustness_arguments(sweep: Sweep, checkpoint: Path, folder: Path) -> list[str]:
@@ -71,18 +70,16 @@ def robustness_columns(sweep: Sweep, rows: list[list[FrozenTrial]]) -> dict[str,
     headings = dict.fromkeys(heading for found in figures for heading in found)
     return {
         heading: [_cell(heading, found.get(heading, [])) for found in figures]
-        for heading in headings
-        if not heading.startswith(ONE_CORRUPTION)
+        for heading in shown(headings)
     }
 
 
 def _cell(heading: str, values: list[float]) -> str:
     if not values:
         return ""
-    digits = 3 if "NLL" in heading else 2
     spread = spread_of(values)
-    text = f"{spread.mean:.{digits}f}"
-    return text if spread.std is None else f"{text} ± {spread.std:.{digits}f}"
+    parts = [spread.mean] if spread.std is None else [spread.mean, spread.std]
+    return " ± ".join(text(heading, part) for part in parts)
 
 
 def robustness_record(sweep: Sweep, trials: list[FrozenTrial]) -> dict[str, float | None]:
@@ -92,11 +89,6 @@ def robustness_record(sweep: Sweep, trials: list[FrozenTrial]) -> dict[str, floa
         spread = spread_of(values)
         record |= {heading: spread.mean, f"{heading} std": spread.std}
     return record
-
-
-def droppable_headings(columns: dict[str, list[str]]) -> list[str]:
-    """Return the columns that a narrow terminal does without first."""
-    return [name for name in columns if "NLL" in name] + [n for n in columns if "ECE" in n]
 
 
 def robustness_notes(sweep: Sweep, labels: list[str], rows: list[list[FrozenTrial]]) -> list[str]:

@@ -4,9 +4,9 @@ import math
 
 from optuna.trial import FrozenTrial
 
+from lightning_overlock.robustness.columns import droppable
 from lightning_overlock.sweep.results import COSTS, Results
 from lightning_overlock.sweep.robustness import (
-    droppable_headings,
     robustness_columns,
     robustness_notes,
     robustness_record,
@@ -60,7 +60,7 @@ def search_sheet(results: Results) -> Table:
         records=records,
         # A narrow terminal keeps the trial and its metric, and what options it has room for.
         droppable=[
-            *droppable_headings(robustness),
+            *droppable(robustness),
             COSTS["seconds"],
             *counted,
             *reversed(options),

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from lightning_overlock.robustness.columns import droppable
 from lightning_overlock.sweep.factors import effects
 from lightning_overlock.sweep.results import COSTS, Line, Results
 from lightning_overlock.sweep.robustness import (
-    droppable_headings,
     robustness_columns,
     robustness_notes,
     robustness_record,
@@ -73,7 +73,7 @@ def _row_sheet(results: Results) -> Table:
         notes=_row_notes(results) + robustness_notes(sweep, columns[""], done) + results.facts,
         records=[_record(line, results) for line in lines],
         words=frozenset({0}),
-        droppable=droppable_headings(robustness) + DROPPABLE,
+        droppable=droppable(robustness) + DROPPABLE,
         label=results.name,
         printed={results.metric: results.printed},
     )

@@ -30,9 +30,13 @@ def validate(sweep: Sweep, build: "Build") -> None:
 
     Raises:
         InputError: `lightning fit` would refuse a row or point, two rows build the same network, or
-            the task does not log the metric.
+            the task does not log the metric, or the images of `robustness` are none of its classes.
     """
+    prefix = f"{sweep.path}, robustness."
+    folders = {name: Path(folder).expanduser() for name, folder in sweep.robustness.items()}
+    require_folders(folders, prefix)
     seen: list[tuple[str, Any]] = []
+    classes: set[tuple[str, ...]] = set()
     for key, options in _points(sweep).items():
         try:
             task, data = build(sweep.arguments(options, sweep.seeds[0], "row"))
@@ -48,25 +52,23 @@ def validate(sweep: Sweep, build: "Build") -> None:
                 f"{did_you_mean(sweep.metric, known)}\nExpected one of {', '.join(known)}."
             )
         _refuse_cost(sweep, task)
-        _check_robustness(sweep, task)
+        if sweep.robustness:
+            classes.add(_classes(sweep, task))
         if sweep.search is None and key.startswith("rows."):
             seen.append((key, _built(sweep, options, task, data)))
             _refuse_twins(sweep, seen)
+    for names in classes:  # of most sweeps one list, and the folders may be large
+        find(folders, names, MAX_LEFT_OUT, prefix)
 
 
-def _check_robustness(sweep: Sweep, task: Any) -> None:
-    """Find the images that trials are measured on besides, by the classes of a row."""
-    if not sweep.robustness:
-        return
-    folders = {name: Path(folder).expanduser() for name, folder in sweep.robustness.items()}
-    where = f"{sweep.path}, robustness"
+def _classes(sweep: Sweep, task: Any) -> tuple[str, ...]:
+    """Return the classes of a row, which the folders of `robustness` are held against."""
     if "val/top1" not in _logged(task):
         raise InputError(
-            f"{where}: measured of classifiers alone, found a {type(task).__name__}.\n"
-            "Leave this key out."
+            f"{sweep.path}, robustness: measured of classifiers alone, found a "
+            f"{type(task).__name__}.\nLeave this key out."
         )
-    require_folders(folders, f"{where}.")
-    find(folders, task.class_names, MAX_LEFT_OUT, f"{where}.")
+    return tuple(task.class_names)
 
 
 def _refuse_cost(sweep: Sweep, task: "LightningModule") -> None:

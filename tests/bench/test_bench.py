@@ -295,7 +295,7 @@ def test_a_taught_step_has_half_its_loss_from_the_teacher():
     differences = scipy.special.log_softmax(wanted, axis=1) - scipy.special.log_softmax(own, axis=1)
     of_teacher = (shares * differences).sum(axis=1).mean()
     of_labels = -scipy.special.log_softmax(own, axis=1)[:, 0].mean()
-    loss = measure.taught_step(student, images, teacher, torch.float64)()
+    loss = measure.training_step(student, images, teacher, torch.float64)()
     assert loss.item() == pytest.approx((of_labels + of_teacher) / 2, rel=1e-5)
     assert not any(weight.requires_grad for weight in teacher.parameters())
 
@@ -306,7 +306,7 @@ def test_a_teacher_of_one_size_is_shown_that_size():
     side = teacher.pretrained_cfg["input_size"][-1]
     seen = []
     teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    measure.taught_step(student, torch.randn(2, 3, 32, 32), teacher, torch.float32)()
+    measure.training_step(student, torch.randn(2, 3, 32, 32), teacher, torch.float32)()
     assert seen == [side] != [32]
 
 

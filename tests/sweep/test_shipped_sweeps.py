@@ -49,9 +49,8 @@ def settings(name):
             if name in {"overlock_overview", "learning_rate"}
             else pytest.mark.long,
         )
-        for name in sorted(
-            shipped().keys() - {"fashion_mnist"}
-        )  # needs its data: a file of its own
+        # That on Fashion-MNIST needs its data: test_fashion_mnist.py.
+        for name in sorted(shipped().keys() - {"fashion_mnist"})
     ],
 )
 def test_a_shipped_sweep_is_planned_run_tabled_and_reported(name, capsys, monkeypatch):

@@ -5,37 +5,16 @@ so that nothing is padded (OverLoCK, arXiv 2502.20087, section 3.3). The bias of
 its position relative to the pixel.
 """
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_overlock.ops.kept import kept
 
 
 def side(taps: int) -> int:
     """Return K of a window of K * K taps."""
     return round(int(taps) ** 0.5)  # under torch.jit.trace sizes are tensors
-
-
-def kept(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep index tensors per shape and device, so that no forward builds them anew."""
-    keep = lru_cache(maxsize=128)(build)
-
-    @wraps(build)
-    def index(*key: Any) -> Tensor:
-        if torch.compiler.is_compiling():  # traced: becomes a part of the graph
-            return build(*key)
-        # A normal tensor even if inference mode is the first to ask: training may use it later.
-        with torch.inference_mode(False):
-            tensor = keep(*key)
-        if type(tensor) is not Tensor:  # a fake one, of a fake mode
-            keep.cache_clear()
-        return tensor
-
-    index.cache_clear = keep.cache_clear  # type: ignore[attr-defined]
-    return index
 
 
 @kept

@@ -6,12 +6,12 @@ pixel, those of all kernels below each other, so that each pass is one batched p
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_overlock.ops.kept import kept
 from lightning_overlock.ops.tracing import is_tracing
 
 # Most pixels of a map: on 6x6 the convolutions are as fast (measured with AVX-512).
@@ -39,7 +39,7 @@ def correlate(
 ) -> list[Tensor]:
     """Return x (B, C, H, W) convolved with each weight (C, 1, k, k); bias goes to the first."""
     products = torch.bmm(_matrices(weights, dilations, x), _by_channel([x]))
-    outputs = [_as(x, each) for each in products.chunk(len(weights), 1)]
+    outputs = [_maps(each, x.shape[2:]) for each in products.chunk(len(weights), 1)]
     if bias is not None:
         outputs[0] += bias.view(-1, 1, 1)
     return outputs
@@ -48,7 +48,7 @@ def correlate(
 def input_gradient(grads: list[Tensor], weights: list[Tensor], dilations: list[int]) -> Tensor:
     """Return the gradient (B, C, H, W) of the input."""
     matrices = _matrices(weights, dilations, grads[0])
-    return _as(grads[0], torch.bmm(matrices.mT, _by_channel(grads)))
+    return _maps(torch.bmm(matrices.mT, _by_channel(grads)), grads[0].shape[2:])
 
 
 def weight_gradients(
@@ -68,12 +68,10 @@ def _by_channel(maps: list[Tensor]) -> Tensor:
     return torch.cat([each.permute(1, 2, 3, 0).flatten(1, 2) for each in maps], 1)
 
 
-def _as(x: Tensor, pixels: Tensor) -> Tensor:
-    """Return (C, H * W, B) in the shape and memory format of x (B, C, H, W)."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    maps = pixels.view(pixels.shape[0], *x.shape[2:], -1).permute(3, 0, 1, 2)
-    return maps.contiguous(memory_format=layout)
+def _maps(pixels: Tensor, size: torch.Size) -> Tensor:
+    """Return (C, H * W, B) as (B, C, H, W), channels-last."""
+    maps = pixels.view(pixels.shape[0], *size, -1).permute(3, 0, 1, 2)
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _matrices(weights: Sequence[Tensor], dilations: Sequence[int], x: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ def _matrices(weights: Sequence[Tensor], dilations: Sequence[int], x: Tensor) ->
     return torch.cat(rows, 1).view(x.shape[1], -1, size.numel())
 
 
-@lru_cache(maxsize=256)
+@kept
 def _taps(kernel: int, dilation: int, height: int, width: int) -> Tensor:
     """Return which tap leads from an output's pixel to an input's, (k * k, pixels * pixels)."""
     pixel = torch.arange(height * width)

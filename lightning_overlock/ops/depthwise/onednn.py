@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_overlock.ops.depthwise import few_pixels
-
 SLOW_STRIDE = 4  # from which oneDNN 3 leaves its fast kernels
 NCHW_KERNEL = 13
 
@@ -46,8 +44,6 @@ def correlate(
     x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None
 ) -> list[Tensor]:
     """Return x (B, C, H, W) convolved with each weight (C, 1, k, k); bias goes to the first."""
-    if few_pixels.is_faster(x, weights):
-        return few_pixels.correlate(x, weights, dilations, bias)
     return [
         _convolve(x, weight, None if index else bias, dilation)
         for index, (weight, dilation) in enumerate(zip(weights, dilations, strict=True))
@@ -56,8 +52,6 @@ def correlate(
 
 def input_gradient(grads: list[Tensor], weights: list[Tensor], dilations: list[int]) -> Tensor:
     """Return the gradient (B, C, H, W) of the input: each output's convolved with flipped taps."""
-    if few_pixels.is_faster(grads[0], weights):
-        return few_pixels.input_gradient(grads, weights, dilations)
     parts = zip(grads, weights, dilations, strict=True)
     grad, weight, dilation = next(parts)
     total = _convolve(grad, weight.flip(2, 3), None, dilation)
@@ -74,8 +68,6 @@ def weight_gradients(
     Every map of x is convolved with the map of the gradient as its kernel; the dilation is the
     stride of that. Images become channels, whose results are summed.
     """
-    if few_pixels.is_faster(x, weights):
-        return few_pixels.weight_gradients(x, grads, weights, dilations)
     batch, channels, height, width = x.shape
     maps = x.contiguous().view(1, batch * channels, height, width)
     found = []

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lightning_overlock.ops.depthwise import aten, onednn
+from lightning_overlock.ops.depthwise import aten, few_pixels, onednn
 from lightning_overlock.ops.dispatch import (
     TRITON_DTYPES,
     Backends,
@@ -82,7 +82,9 @@ def depthwise(
         if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
             return _depthwise(x, list(weights), list(dilations), bias, backend)
         if not torch.compiler.is_compiling():  # whose graphs keep torch's convolutions
-            return onednn.correlate(x, weights, dilations, bias)
+            passes = _passes(backend, x, weights)
+            found: list[Tensor] = passes.correlate(x, weights, dilations, bias)
+            return found
     outputs = []
     for weight, dilation in zip(weights, dilations, strict=True):
         padding = weight.shape[-1] // 2 * dilation
@@ -172,10 +174,12 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _passes(backend: str) -> ModuleType:
+def _passes(backend: str, x: Tensor, weights: Sequence[Tensor]) -> ModuleType:
     """Return the module with the three passes of a backend; Triton is imported when it is used."""
-    if backend in ("onednn", "aten"):
-        return onednn if backend == "onednn" else aten
+    if backend == "onednn":
+        return few_pixels if few_pixels.is_faster(x, weights) else onednn
+    if backend == "aten":
+        return aten
     from lightning_overlock.ops.depthwise import triton
 
     return triton
@@ -186,7 +190,7 @@ def _depthwise(
     x: Tensor, weights: list[Tensor], dilations: list[int], bias: Tensor | None, backend: str
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        outputs = _passes(backend).correlate(_dense(x, x), weights, dilations, bias)
+        outputs = _passes(backend, x, weights).correlate(_dense(x, x), weights, dilations, bias)
         return [_dense(y, x) for y in outputs]
 
 
@@ -205,10 +209,10 @@ def _depthwise_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x and of the weights, those that are wanted."""
-    passes = _passes(backend)
+    passes = _passes(backend, x, weights)
     with torch.autocast(x.device.type, enabled=False):
         grads = [_dense(grad, x) for grad in grads]
-        found = [passes.input_gradient(grads, weights, dilations)] if wanted[0] else []
+        found = [_dense(passes.input_gradient(grads, weights, dilations), x)] if wanted[0] else []
         if wanted[1]:
             found += passes.weight_gradients(_dense(x, x), grads, weights, dilations)
         return found
